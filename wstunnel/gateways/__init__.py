@@ -1,0 +1,1 @@
+"""How a route reaches its backend, one file per kind."""

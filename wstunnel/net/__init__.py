@@ -1,0 +1,1 @@
+"""asyncio glue: listening, accepting, HTTP/1 connections, timers."""

@@ -1,0 +1,93 @@
+"""One coarse timer for everything that may time out.
+
+Nothing here is touched per message: an item sits in the bucket of its next possible deadline, and when
+that bucket is due the item itself looks at what has happened since and says when it wants to be asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+__all__ = ["Timed", "TimerWheel"]
+
+
+class Timed(Protocol):
+    def due(self, now_s: float) -> float | None:
+        """Act on a deadline that has passed, if it has; the next time to be asked, or None: never again."""
+
+
+class TimerWheel:
+    """Asks each item no earlier than its time, at most one tick later (plus the loop's own delay).
+
+    bound   two dict entries per item
+    """
+
+    __slots__ = ("_buckets", "_handle", "_loop", "_next_tick", "_places", "_tick_s", "now_s")
+
+    def __init__(self, tick_s: float, now_s: float = 0.0) -> None:
+        self._tick_s = tick_s
+        self._buckets: dict[int, dict[Timed, None]] = {}
+        self._places: dict[Timed, int] = {}
+        self._next_tick = self._tick_of(now_s)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self.now_s = now_s
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, item: Timed, at_s: float) -> None:
+        """Ask `item` at `at_s`; an item stands in the wheel once, so this moves it if it was there."""
+        self.discard(item)
+        tick = max(self._tick_of(at_s) + 1, self._next_tick)
+        self._buckets.setdefault(tick, {})[item] = None
+        self._places[item] = tick
+
+    def discard(self, item: Timed) -> None:
+        """Forget an item; nothing happens if it is not there."""
+        tick = self._places.pop(item, None)
+        if tick is not None:
+            bucket = self._buckets[tick]
+            del bucket[item]
+            if not bucket:
+                del self._buckets[tick]
+
+    def advance(self, now_s: float) -> None:
+        """Ask everything that is due at `now_s`. The clock never goes backwards."""
+        self.now_s = now_s
+        last = self._tick_of(now_s)
+        if last - self._next_tick > len(self._buckets):
+            ticks = sorted(tick for tick in self._buckets if tick <= last)
+        else:
+            ticks = list(range(self._next_tick, last + 1))
+        self._next_tick = last + 1
+        for tick in ticks:
+            for item in list(self._buckets.get(tick, ())):
+                if self._places.get(item) != tick:
+                    continue
+                self.discard(item)
+                again_s = item.due(now_s)
+                if again_s is not None:
+                    self.add(item, again_s)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Turn with the loop's clock until `stop`."""
+        self._loop = loop
+        self._turn()
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._loop = None
+
+    def _turn(self) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        self._handle = loop.call_later(self._tick_s, self._turn)
+        self.advance(loop.time())
+
+    def _tick_of(self, at_s: float) -> int:
+        return int(at_s / self._tick_s)

@@ -1,0 +1,1 @@
+"""Pure protocol logic: no asyncio, socket, os or clock."""

@@ -1,0 +1,45 @@
+"""The one request that every wire (HTTP/1 now, HTTP/2 later) yields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Headers", "Request"]
+
+Headers = tuple[tuple[str, str], ...]
+"""Field lines in wire order: lower-case name, value with outer blanks removed, both latin-1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A whole request head.
+
+    target   as received, latin-1
+    path     absolute, percent-decoded, dot segments removed; what routes are matched against
+    query    after the first `?`, as received, without it
+    host     the authority: the Host field, or that of an absolute-form target
+    peer     `127.0.0.1:4711`, `[::1]:4711` or `unix:` for the log
+    """
+
+    method: str
+    target: str
+    path: str
+    query: str
+    host: str
+    headers: Headers
+    peer: str
+    scheme: str = "http"
+    wants_websocket: bool = False
+
+    def all(self, name: str) -> list[str]:
+        """Every value of a field, in order; `name` in lower case."""
+        return [value for key, value in self.headers if key == name]
+
+    def first(self, name: str) -> str | None:
+        """The first value of a field, or None; `name` in lower case."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    def tokens(self, name: str) -> list[str]:
+        """The members of a comma-separated field over all its lines, in lower case (RFC 9110 §5.6.1)."""
+        members = (member.strip(" \t") for value in self.all(name) for member in value.split(","))
+        return [member.lower() for member in members if member]

@@ -1,0 +1,1 @@
+"""Pools of backend processes; knows no HTTP and no WebSocket."""
