@@ -1,0 +1,151 @@
+"""Listening sockets: what can be bound, what cannot and why, and what is taken away again.
+
+Used for the sockets of spawned backends and for client listeners alike. Sockets come back bound,
+listening, blocking and not inheritable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+
+from wstunnel.errors import StartError
+from wstunnel.settings import TcpAddress, UnixAddress
+
+__all__ = ["bind_tcp", "bind_unix", "make_folder_of", "unlink_if_ours"]
+
+_SUN_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
+
+
+def bind_unix(path: str, *, backlog: int, mode: int = 0o600) -> socket.socket:
+    """A socket that listens at `path`, reachable by nobody beyond `mode` from its first moment.
+
+    in      the folder must exist (`make_folder_of`); a socket that nobody listens on any more is replaced
+    raises  StartError when the path is too long, somebody listens there, or it is not a socket; what is
+            there then stays untouched
+    """
+    name = UnixAddress(path)
+    length = len(os.fsencode(path))
+    if length > _SUN_PATH_BYTES:
+        raise StartError(
+            f"{name}: the path is {length} bytes long and a UNIX socket carries at most {_SUN_PATH_BYTES}; "
+            f"choose a shorter one"
+        )
+    try:
+        _clear_stale(path)
+    except OSError as error:
+        raise StartError(f"{name}: cannot be used: {error.strerror}") from error
+    try:
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            # On Linux the file takes its mode from the socket, so there is no moment with a wider one and the
+            # process-wide umask is left alone; chmod gives back what the umask took, before anyone can connect.
+            os.fchmod(listener.fileno(), mode)
+            listener.bind(path)
+            undo.callback(os.unlink, path)
+            os.chmod(path, mode)
+            listener.setblocking(True)
+            listener.listen(backlog)
+            undo.pop_all()
+    except FileNotFoundError as error:
+        raise StartError(f"{name}: the folder {os.path.dirname(path) or '.'} does not exist; create it") from error
+    except OSError as error:
+        raise StartError(f"{name}: cannot be bound: {error.strerror}") from error
+    return listener
+
+
+def _clear_stale(path: str) -> None:
+    """Unlink the socket at `path` if nobody listens on it; StartError if `path` is anything else."""
+    name = UnixAddress(path)
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise StartError(f"{name}: exists and is not a socket; remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            unlink_if_ours(path, found.st_ino)
+            return
+        except FileNotFoundError:
+            return
+        except PermissionError as error:
+            raise StartError(f"{name}: belongs to another user; remove it or choose another path") from error
+        except OSError as error:
+            # EAGAIN is a full backlog, EPROTOTYPE a socket of another type: both have an owner.
+            if error.errno not in {errno.EAGAIN, errno.EPROTOTYPE}:
+                raise
+    raise StartError(f"{name}: another process listens there; stop it or choose another path")
+
+
+def bind_tcp(host: str, port: int, *, backlog: int, reuse_port: bool = False) -> socket.socket:
+    """A socket that listens at the first address `host` resolves to; an IPv6 one takes no IPv4 clients.
+
+    in      port 0 is any free one; host "" is every address of this machine
+    raises  StartError when the name does not resolve or the address is taken, not ours or not allowed
+    """
+    name = TcpAddress(host, port)
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise StartError(f"{name}: the host name {host} cannot be resolved: {error}") from error
+    family, kind, protocol, _, address = found[0]
+    try:
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.setblocking(True)
+            listener.listen(backlog)
+            undo.pop_all()
+    except OSError as error:
+        raise StartError(f"{name}: {_why_not(error)}") from error
+    return listener
+
+
+def _why_not(error: OSError) -> str:
+    match error.errno:
+        case errno.EADDRINUSE:
+            return "another process listens there; stop it or choose another port"
+        case errno.EADDRNOTAVAIL:
+            return "is not an address of this machine; choose one that is"
+        case errno.EACCES:
+            return (
+                "is not allowed for this user (a port below 1024?); choose another port or grant CAP_NET_BIND_SERVICE"
+            )
+    return f"cannot be bound: {error.strerror}"
+
+
+def make_folder_of(path: str) -> str | None:
+    """The folder of `path` if it was missing and now is there with mode 0700, else None.
+
+    Only that one folder is made: a typing error further up should show, not become a tree.
+    """
+    folder = os.path.dirname(path)
+    if not folder or os.path.isdir(folder):
+        return None
+    try:
+        os.mkdir(folder, 0o700)
+    except OSError as error:
+        raise StartError(
+            f"{UnixAddress(path)}: the folder {folder} does not exist and cannot be made ({error.strerror}); create it"
+        ) from error
+    return folder
+
+
+def unlink_if_ours(path: str, inode: int) -> None:
+    """Remove `path` if it still is the file with that inode; call it while the socket is open, which keeps
+    the number from being given to another file."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
