@@ -15,6 +15,7 @@ __all__ = [
     "HeadLimits",
     "Limits",
     "LogLimits",
+    "OptionLimits",
     "RelayLimits",
     "RestartLimits",
     "SpawnLimits",
@@ -31,8 +32,6 @@ class AcceptLimits:
     """Descriptors kept back for listeners, logs, pools and files being served."""
     fds_per_connection: int = 2
     """A tunnel holds its client and its backend."""
-    resume_below: float = 0.9
-    """After the limit was reached, accepting resumes below this part of it (hysteresis)."""
     first_pause_s: float = 0.1
     """First pause after accept ran out of descriptors or memory; doubles up to `max_pause_s`."""
     max_pause_s: float = 1.0
@@ -43,7 +42,7 @@ class AcceptLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadLimits:
-    """What one HTTP/1 request head may cost."""
+    """What one HTTP/1 connection may cost outside a tunnel."""
 
     max_head_bytes: int = 16 * 1024
     max_fields: int = 100
@@ -51,6 +50,14 @@ class HeadLimits:
     """From accept (or the first byte of a later request) to the last byte of the head."""
     keep_alive_s: float = 30.0
     """An idle connection between two plain requests is closed after this time."""
+    write_high_bytes: int = 64 * 1024
+    """A response waits for its client once this much of it is not yet taken ..."""
+    write_low_bytes: int = 16 * 1024
+    """... and goes on below this."""
+    write_stall_s: float = 60.0
+    """A client that takes nothing of its response for this time (twice at most) is dropped."""
+    linger_s: float = 2.0
+    """From our last byte to the end of the connection, while what the client still says is thrown away."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,10 @@ class RelayLimits:
     """The most that one leg may move per wake-up before the others have their turn."""
     tick_s: float = 0.1
     """Grain of the timer wheel: no timeout is more exact than this."""
+    drain_s: float = 10.0
+    """When the server goes away: tunnels that have not ended by themselves in this time are cut."""
+    look_s: float = 0.5
+    """An ending tunnel is looked at this often, or oftener where close-timeout is short."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,10 @@ class SpawnLimits:
     """From the kill signal to SIGKILL."""
     log_line_bytes: int = 8 * 1024
     """A longer stderr line is cut into pieces of this size."""
+    log_read_bytes: int = 16 * 1024
+    """stderr read per wake-up: a program that floods its log waits, not the tunnels."""
+    group_poll_s: float = 0.02
+    """While stopping: how often to look whether the children of a dead program are gone."""
     listen_backlog: int = 4096
     exit_wait_s: float = 1.0
     """How long a tunnel whose backend is just exiting waits for the exit status that decides its close code."""
@@ -110,6 +125,17 @@ class LogLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OptionLimits:
+    """What an operator may write: far beyond any use, near enough to catch a slip of the hand."""
+
+    max_file_bytes: int = 1024 * 1024
+    """Largest configuration file that is read."""
+    max_seconds: float = 31_536_000.0
+    """Longest timeout: a year."""
+    max_connections: int = 10_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     accept: AcceptLimits = field(default_factory=AcceptLimits)
     head: HeadLimits = field(default_factory=HeadLimits)
@@ -118,3 +144,4 @@ class Limits:
     spawn: SpawnLimits = field(default_factory=SpawnLimits)
     file: FileLimits = field(default_factory=FileLimits)
     log: LogLimits = field(default_factory=LogLimits)
+    option: OptionLimits = field(default_factory=OptionLimits)

@@ -1,1 +1,1 @@
-"""Ways in: flags and wstunnel.toml become Settings; every error at once, each with its place."""
+"""The ways in: flags and wstunnel.toml -> Settings, with every error at once and in its place."""
