@@ -7,6 +7,7 @@ that bucket is due the item itself looks at what has happened since and says whe
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 __all__ = ["Timed", "TimerWheel"]
@@ -40,7 +41,7 @@ class TimerWheel:
     def add(self, item: Timed, at_s: float) -> None:
         """Ask `item` at `at_s`; an item stands in the wheel once, so this moves it if it was there."""
         self.discard(item)
-        tick = max(self._tick_of(at_s) + 1, self._next_tick)
+        tick = max(self._tick_of(at_s), self._tick_of(self.now_s)) + 1
         self._buckets.setdefault(tick, {})[item] = None
         self._places[item] = tick
 
@@ -54,22 +55,26 @@ class TimerWheel:
                 del self._buckets[tick]
 
     def advance(self, now_s: float) -> None:
-        """Ask everything that is due at `now_s`. The clock never goes backwards."""
+        """Ask everything that is due at `now_s`. The clock never goes backwards.
+
+        raises  what an item raises; that item is forgotten, the others are asked the next time
+        """
         self.now_s = now_s
         last = self._tick_of(now_s)
-        if last - self._next_tick > len(self._buckets):
+        ticks: Sequence[int] = range(self._next_tick, last + 1)
+        if len(ticks) > len(self._buckets):
             ticks = sorted(tick for tick in self._buckets if tick <= last)
-        else:
-            ticks = list(range(self._next_tick, last + 1))
-        self._next_tick = last + 1
         for tick in ticks:
-            for item in list(self._buckets.get(tick, ())):
-                if self._places.get(item) != tick:
-                    continue
-                self.discard(item)
+            self._next_tick = tick
+            bucket = self._buckets.get(tick)
+            while bucket:
+                item, _ = bucket.popitem()
+                del self._places[item]
                 again_s = item.due(now_s)
                 if again_s is not None:
                     self.add(item, again_s)
+            self._buckets.pop(tick, None)
+        self._next_tick = last + 1
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Turn with the loop's clock until `stop`."""

@@ -1,0 +1,446 @@
+"""One HTTP/1.1 connection on the event loop: requests in, one at a time; answers out; or handed over as a tunnel.
+
+What a request means is not known here: each becomes an `Exchange` for the coroutine that the server gave. Works on
+uvloop and on plain asyncio, for TCP and UNIX sockets; TLS differs only in that it cannot be half-closed.
+The two classes are friends: an exchange is the face that its connection shows to one request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from email.utils import formatdate
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any, cast
+
+from wstunnel.errors import PeerError, safe
+from wstunnel.limits import HeadLimits
+from wstunnel.net.wheel import TimerWheel
+from wstunnel.proto.http1 import HeadReader, encode_head
+from wstunnel.proto.request import Headers, Request
+
+__all__ = ["Exchange", "H1Connection", "Taken"]
+
+_log = logging.getLogger("wstunnel")
+_TEXT = ("Content-Type", "text/plain")
+_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+
+
+class _State(Enum):
+    NEW = auto()
+    READING = auto()  # no request is being served; part of a head may have come
+    SERVING = auto()
+    FLUSHING = auto()  # the last answer is on its way out
+    LINGERING = auto()  # our side is closed, what the client still says is thrown away
+    TAKEN = auto()  # somebody else's transport
+    CLOSED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A connection after its 101: reading is paused, and nothing is left to write.
+
+    The taker calls `transport.set_protocol` before its next `await`, sets the write-buffer limits it wants (they
+    are zero here), and then `resume_reading`. The end of the connection is its to watch; `on_closed` is not called.
+    """
+
+    transport: asyncio.Transport
+    leftover: bytes
+    """What the client sent behind its request: frames, one read at most."""
+    is_at_eof: bool
+    """Has the client ended its side already? Its `eof_received` may not come again."""
+
+
+class Exchange:
+    """One request and its answer, for the coroutine that serves it.
+
+    A client that goes away before its answer is complete cancels the coroutine; one that only ends its own side
+    (half-close) still gets the answer. A PeerError that leaves the coroutine is answered with its status and
+    fields, and not logged here; any other exception, or no answer, is logged and becomes a 500, or where the
+    answer had begun the end of the connection.
+    """
+
+    __slots__ = ("_is_answered", "_is_started", "_left_bytes", "connection", "request")
+
+    def __init__(self, connection: H1Connection, request: Request) -> None:
+        self.connection = connection
+        self.request = request
+        self._is_started = False
+        self._is_answered = False
+        self._left_bytes = 0
+
+    async def respond(self, status: int, headers: Headers = (), body: bytes = b"", *, close: bool = False) -> None:
+        """Send a whole answer, with Content-Length, Date and Connection added. HEAD, 204 and 304 get no body.
+
+        in      close  end the connection afterwards; after a refused upgrade it always ends (RFC 9931)
+        raises  ValueError on what may not stand in a head; RuntimeError when an answer had begun;
+                ConnectionResetError when the cancellation was not heeded
+        bound   returns once no more than `write_high_bytes` wait for the client
+        """
+        self._send(status, headers, body, len(body), close=close)
+        await self.connection._drained()
+
+    async def start(self, status: int, headers: Headers, length: int, *, close: bool = False) -> None:
+        """Send the head of an answer of `length` bytes, which `write` brings. For HEAD that is all of it."""
+        self._send(status, headers, b"", length, close=close)
+        await self.connection._drained()
+
+    async def write(self, chunk: bytes) -> None:
+        """Send the next bytes of the answer, and let other connections have their turn. For HEAD, nothing is sent.
+
+        raises  RuntimeError on more bytes than were announced; ConnectionResetError as above
+        bound   as `respond`
+        """
+        if self.request.method == "HEAD":
+            return
+        if len(chunk) > self._left_bytes:
+            raise RuntimeError(f"{len(chunk)} bytes for an answer of which only {self._left_bytes} are missing")
+        self._left_bytes -= len(chunk)
+        self._is_answered = not self._left_bytes
+        self.connection._write(chunk)
+        await asyncio.sleep(0)
+        await self.connection._drained()
+
+    async def take_over(self, headers: Headers) -> Taken:
+        """Answer 101 with these fields, wait until it has left, and let go of the connection."""
+        self._begin()
+        taken = await self.connection._switch(encode_head(HTTPStatus.SWITCHING_PROTOCOLS, headers))
+        self._is_answered = True
+        return taken
+
+    def refuse(self, status: int, text: str, headers: Headers = (), *, close: bool = False) -> None:
+        """Send a whole answer with `text` for its body, without waiting: for what ends the coroutine.
+
+        in      text  ASCII; a peer's bytes in it are escaped
+        """
+        body = _refusal_body(text)
+        self._send(status, (*headers, _TEXT), body, len(body), close=close)
+
+    def _begin(self) -> None:
+        if self._is_started:
+            raise RuntimeError("a request is answered once")
+        self._is_started = True
+
+    def _send(self, status: int, headers: Headers, body: bytes, length: int, *, close: bool) -> None:
+        """Write a head and what there is of its body, without waiting."""
+        is_last = close or self.connection._ends_after(self.request)
+        framing = () if status in _BODILESS else (("Content-Length", str(length)),)
+        head = encode_head(status, (*headers, *framing, *_closing(is_last)))
+        self._begin()
+        if self.request.method == "HEAD" or status in _BODILESS:
+            body, length = b"", 0
+        self._left_bytes = length - len(body)
+        self._is_answered = not self._left_bytes
+        self.connection._is_last = is_last
+        self.connection._write(head + body)
+
+
+class H1Connection(asyncio.BufferedProtocol):
+    """Reads requests, has each served by its own task, and ends so that the last answer arrives.
+
+    in      on_request  serves one exchange; the next request is parsed when it returns
+            peer        as in Request
+            buffer      where reads land; shared by all connections of a loop, and left before each call returns.
+                        Its length bounds one read
+            on_closed   called once, when the transport is closed and no coroutine runs; not after a take-over
+    bound   one read of pipelined bytes while a request is served; `write_high_bytes` and one chunk of answer
+    source  RFC 9112 §9; robustness goals 1, 4, 18
+
+    Whole heads are due `head_timeout_s` after the accept, or after the first byte of a later request: 408. A client
+    that says nothing between requests is closed without a word after `keep_alive_s`. One that does not take its
+    answer is dropped. Ending means: send what is left, close our side, throw away what still comes for `linger_s`,
+    because to close with unread input would reset the connection and could destroy the answer on its way.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_exchange",
+        "_is_at_eof",
+        "_is_draining",
+        "_is_idle",
+        "_is_last",
+        "_is_write_paused",
+        "_limits",
+        "_loop",
+        "_on_closed",
+        "_on_request",
+        "_peer",
+        "_pending",
+        "_reader",
+        "_scheme",
+        "_state",
+        "_task",
+        "_transport",
+        "_unsent_bytes",
+        "_waiter",
+        "_wheel",
+    )
+
+    _transport: asyncio.Transport
+    _exchange: Exchange
+
+    def __init__(
+        self,
+        *,
+        on_request: Callable[[Exchange], Coroutine[Any, Any, None]],
+        peer: str,
+        scheme: str,
+        limits: HeadLimits,
+        wheel: TimerWheel,
+        buffer: memoryview,
+        on_closed: Callable[[], None],
+    ) -> None:
+        self._on_request, self._on_closed = on_request, on_closed
+        self._peer, self._scheme = peer, scheme
+        self._limits, self._wheel, self._buffer = limits, wheel, buffer
+        self._loop = asyncio.get_running_loop()
+        self._state = _State.NEW
+        self._reader = HeadReader(limits, peer=peer, scheme=scheme)
+        self._pending = b""  # read, and not yet parsed
+        self._task: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of the coroutine, for the client to take some bytes
+        self._is_idle = False  # between two requests
+        self._is_last = False  # ends after the answer under way
+        self._is_draining = False
+        self._is_at_eof = False
+        self._is_write_paused = False
+        self._unsent_bytes = 0  # when last looked at
+
+    def drain(self) -> None:
+        """Take no further request: a connection without one ends now, another after its answer."""
+        self._is_draining = True
+        if self._state is _State.READING and self._reader.is_empty:
+            self._end()
+
+    def abort(self) -> None:
+        """End now, and cancel the coroutine under way. Nothing after a take-over."""
+        if self._state not in {_State.NEW, _State.TAKEN, _State.CLOSED}:
+            self._transport.abort()
+
+    # --- called by the transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        # uvloop's own low mark is 16 bytes, a unit lost
+        self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
+        self._state = _State.READING
+        self._arm(self._limits.head_timeout_s)
+        if self._is_draining:
+            self._end()
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._state is _State.READING:
+            self._pending = bytes(self._buffer[:nbytes])
+            self._parse()
+        elif self._state is _State.SERVING:
+            self._pending += bytes(self._buffer[:nbytes])
+            self._transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._is_at_eof = True
+        if self._state is _State.READING:
+            self._end()
+        elif self._state is _State.LINGERING:
+            self._transport.close()
+        return self._transport.can_write_eof()
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+        self._unsent_bytes = self._transport.get_write_buffer_size()
+        self._arm(self._limits.write_stall_s)
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        self._disarm()
+        self._wake()
+        if self._state is _State.SERVING and self._task is None:
+            self._next()
+        elif self._state is _State.FLUSHING:
+            # not at once: asyncio would call connection_lost twice if it were closed within its own write
+            self._loop.call_soon(self._half_close)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._state = _State.CLOSED
+        self._disarm()
+        if self._task is None:
+            self._on_closed()
+        elif self._exchange._is_answered:
+            self._wake()
+        else:
+            self._task.cancel()
+
+    # --- called by the wheel
+
+    def due(self, now_s: float) -> float | None:
+        """A deadline has passed; see the class."""
+        if self._is_write_paused:
+            unsent_bytes, self._unsent_bytes = self._unsent_bytes, self._transport.get_write_buffer_size()
+            if self._unsent_bytes < unsent_bytes:
+                return now_s + self._limits.write_stall_s
+            self._transport.abort()
+        elif self._state is not _State.READING:
+            self._transport.abort()
+        elif self._is_idle:
+            self._end()
+        else:
+            self._refuse(PeerError(f"no whole request head within {self._limits.head_timeout_s:g} s", status=408))
+        return None
+
+    # --- called by the exchange
+
+    def _ends_after(self, request: Request) -> bool:
+        """Is this the last request, whatever the answer (except 101)? Behind a refused upgrade anything may come."""
+        return (
+            self._is_draining or self._is_at_eof or request.wants_websocket or "close" in request.tokens("connection")
+        )
+
+    def _write(self, data: bytes) -> None:
+        if self._state is not _State.SERVING:
+            raise ConnectionResetError("the client is gone")
+        self._transport.write(data)
+
+    async def _drained(self) -> None:
+        """Wait while the client does not take its bytes, and for the cancellation when it is gone."""
+        if self._state is not _State.CLOSED and (self._is_write_paused or self._transport.is_closing()):
+            self._waiter = self._loop.create_future()
+            await self._waiter
+
+    async def _switch(self, head: bytes) -> Taken:
+        self._transport.pause_reading()
+        self._write(head)
+        self._transport.set_write_buffer_limits(high=0)  # pauses writing until the last byte has left
+        await self._drained()
+        self._state = _State.TAKEN
+        self._disarm()
+        leftover, self._pending = self._pending, b""
+        return Taken(self._transport, leftover, self._is_at_eof)
+
+    # --- requests
+
+    def _parse(self) -> None:
+        """Feed the pending bytes to the head under way, and have its request served once it is whole."""
+        if self._is_idle:
+            self._is_idle = False
+            self._arm(self._limits.head_timeout_s)
+        data, self._pending = self._pending, b""
+        try:
+            request = self._reader.feed(data)
+        except PeerError as fault:
+            self._refuse(fault)
+            return
+        if request is not None:
+            self._pending = self._reader.leftover
+            self._state = _State.SERVING
+            self._disarm()
+            self._is_last = False
+            self._exchange = Exchange(self, request)
+            self._task = self._loop.create_task(self._on_request(self._exchange))
+            self._task.add_done_callback(self._served)
+        if self._pending:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        """The coroutine has ended, well or not."""
+        self._task = None
+        exchange = self._exchange
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, PeerError) and not exchange._is_started and self._state is _State.SERVING:
+            exchange.refuse(error.status, str(error), error.headers)
+        elif error is not None:
+            request = exchange.request
+            _log.error("%s: %s %s failed", self._peer, request.method, safe(request.target), exc_info=error)
+
+        if self._state is _State.CLOSED:
+            self._on_closed()
+        elif self._state is _State.TAKEN:
+            if self._transport.get_protocol() is self:
+                self._transport.abort()
+        elif exchange._is_answered:
+            self._next()
+        elif exchange._is_started or task.cancelled():
+            self._transport.abort()
+        else:
+            if error is None:
+                _log.error("%s: no answer to %s", self._peer, safe(exchange.request.target))
+            exchange.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed", close=True)
+            self._next()
+
+    def _next(self) -> None:
+        """Go on to the next request, if there may be one."""
+        if self._is_last or self._is_draining or self._is_at_eof:
+            self._end()
+            return
+        if self._is_write_paused:
+            return  # and resume_writing comes back here: what was written on top of unsent bytes is taken first
+        self._state = _State.READING
+        self._reader = HeadReader(self._limits, peer=self._peer, scheme=self._scheme)
+        self._is_idle = True
+        if self._pending:
+            self._parse()
+        else:
+            self._arm(self._limits.keep_alive_s)
+
+    # --- ending
+
+    def _refuse(self, fault: PeerError) -> None:
+        """Answer a head that never became a request, and end."""
+        _log.info("%s: %d: %s", self._peer, fault.status, fault)
+        body = _refusal_body(str(fault))
+        fields = (*fault.headers, _TEXT, ("Content-Length", str(len(body))), *_closing(True))
+        self._transport.write(encode_head(fault.status, fields) + body)
+        self._end()
+
+    def _end(self) -> None:
+        """Send what is left, then half-close."""
+        self._state = _State.FLUSHING
+        self._pending = b""
+        if not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=0)
+            if not self._is_write_paused:
+                self._half_close()
+
+    def _half_close(self) -> None:
+        if self._state is not _State.FLUSHING or self._transport.is_closing():
+            return
+        self._state = _State.LINGERING
+        self._arm(self._limits.linger_s)
+        if self._is_at_eof or not self._transport.can_write_eof():
+            self._transport.close()
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:  # asyncio's, when the client has reset the connection and we have not read of it yet
+            self._transport.abort()
+        else:
+            self._transport.resume_reading()
+
+    # --- small things
+
+    def _arm(self, after_s: float) -> None:
+        self._wheel.add(self, self._loop.time() + after_s)
+
+    def _disarm(self) -> None:
+        self._wheel.discard(self)
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def _closing(is_last: bool) -> Headers:
+    """The fields that end every head but that of a 101."""
+    date = ("Date", formatdate(usegmt=True))
+    return (date, ("Connection", "close")) if is_last else (date,)
+
+
+def _refusal_body(text: str) -> bytes:
+    return f"{text}\n".encode("ascii")

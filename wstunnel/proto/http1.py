@@ -1,0 +1,246 @@
+"""HTTP/1.1 heads: bytes in, one `Request` out; a status and fields in, bytes out.
+
+llhttp (httptools) holds the grammar of fields. This module adds what llhttp lets through and a tunnel
+must not: the exact request line, one valid Host, no request body, bounds. Every refusal is a `PeerError` that
+comes at the same byte however the head was cut, and nobody reads on behind it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from http import HTTPStatus
+from urllib.parse import unquote
+
+import httptools
+
+from wstunnel.errors import LimitError, PeerError, safe
+from wstunnel.limits import HeadLimits
+from wstunnel.proto.request import Headers, Request
+
+__all__ = ["HeadReader", "encode_head"]
+
+_CRLF = b"\r\n"
+_END = b"\r\n\r\n"
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])\r\n")
+_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(r"(?:https?|wss?)://([^/?]*)(.*)", re.IGNORECASE)
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_FIELD_NAME = re.compile(_TOKEN)
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+
+
+class HeadReader:
+    """Reads one request head, in any pieces, and stops behind its last byte. One reader, one head.
+
+    bound   `max_head_bytes` and `max_fields`; linear in the bytes, however they are cut
+    source  RFC 9112 §2-§5; robustness goals 4, 5, 18
+    """
+
+    __slots__ = (
+        "_headers",
+        "_held",
+        "_is_late",
+        "_limits",
+        "_parser",
+        "_peer",
+        "_scheme",
+        "_seen_bytes",
+        "_start",
+        "leftover",
+    )
+
+    def __init__(self, limits: HeadLimits, *, peer: str, scheme: str = "http") -> None:
+        self._limits = limits
+        self._peer, self._scheme = peer, scheme
+        self._parser = httptools.HttpRequestParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._held = bytearray()  # the line under way
+        self._start: tuple[str, str] | None = None  # method and target, once the request line is whole
+        self._is_late = False  # has an empty line come before it?
+        self._seen_bytes = 0
+        self.leftover = b""
+        """What followed the head in the piece that completed it: the next request, or frames."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Has no byte of the head arrived?"""
+        return not self._seen_bytes
+
+    def feed(self, data: bytes) -> Request | None:
+        """The request once its head is whole, else None: feed more.
+
+        raises  PeerError(400) on a head that is not strict HTTP/1.1 or announces a body; LimitError(431).
+                Nothing may be fed after either, or after the request.
+        """
+        room = self._limits.max_head_bytes - self._seen_bytes
+        piece, beyond = data[:room], data[room:]
+        self._seen_bytes += len(piece)
+        if self._start is None:
+            piece = self._feed_start(piece)
+        if self._start is not None:
+            cut = piece.rfind(b"\n") + 1
+            self._held += piece[:cut] or piece
+            if cut:
+                lines, self._held = bytes(self._held), bytearray(piece[cut:])
+                if end := _end_of_head(lines):
+                    self._parse(lines[:end])
+                    self.leftover = lines[end:] + piece[cut:] + beyond
+                    return self._request(*self._start)
+                self._parse(lines)
+        if self._seen_bytes >= self._limits.max_head_bytes:
+            raise LimitError(
+                "bytes of a request head",
+                self._limits.max_head_bytes,
+                self._seen_bytes + len(beyond),
+                close_code=1009,
+                status=431,
+            )
+        return None
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by httptools."""
+        self._headers.append((name, value))
+
+    def _feed_start(self, piece: bytes) -> bytes:
+        """Feed up to the end of the request line, and check it; the bytes behind it.
+
+        llhttp gets its bytes at once, so that what is not HTTP at all is refused at its first byte. One empty
+        line before the request line is skipped (RFC 9112 §2.2).
+        """
+        while end := piece.find(b"\n") + 1:
+            self._held += piece[:end]
+            self._parse(piece[:end])
+            piece = piece[end:]
+            line = bytes(self._held)
+            self._held.clear()
+            if line != _CRLF or self._is_late:
+                self._start = _split_start(line)
+                return piece
+            self._is_late = True
+        self._held += piece
+        self._parse(piece)
+        return b""
+
+    def _parse(self, piece: bytes) -> None:
+        fault: httptools.HttpParserError | None = None
+        try:
+            self._parser.feed_data(piece)
+        except httptools.HttpParserUpgrade:
+            pass  # llhttp's word for a whole head with Upgrade; what it asks for is decided elsewhere
+        except httptools.HttpParserError as error:
+            fault = error
+        if len(self._headers) > self._limits.max_fields:
+            raise LimitError(
+                "fields of a request head", self._limits.max_fields, len(self._headers), close_code=1009, status=431
+            ) from fault
+        if fault is not None:
+            raise PeerError(f"malformed request head: {fault}") from fault
+
+    def _request(self, method: str, target: str) -> Request:
+        headers = tuple((n.decode("ascii").lower(), v.decode("latin-1").strip(" \t")) for n, v in self._headers)
+        hosts = [value for name, value in headers if name == "host"]
+        if len(hosts) != 1:
+            raise PeerError(f"a request has one Host field, this one has {len(hosts)}")
+        host = hosts[0]
+        _check_authority(host)
+        _check_bodiless(headers)
+
+        rest = target
+        if absolute := _ABSOLUTE.fullmatch(target):
+            host, rest = absolute.groups()
+            _check_authority(host)
+            headers = tuple((name, host if name == "host" else value) for name, value in headers)
+        raw_path, _, query = rest.partition("?")
+        request = Request(
+            method=method,
+            target=target,
+            path=_decode_path(raw_path),
+            query=query,
+            host=host,
+            headers=headers,
+            peer=self._peer,
+            scheme=self._scheme,
+        )
+        if "websocket" in request.tokens("upgrade") and "upgrade" in request.tokens("connection"):
+            return replace(request, wants_websocket=True)
+        return request
+
+
+def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    """A response head with its closing empty line.
+
+    in      headers  in the order in which they are to be sent; Date and framing are the caller's
+    raises  ValueError on an unknown status, a name that is not a token, or a value with a control character
+    """
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"]
+    for name, value in headers:
+        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+            raise ValueError(f'not a field of a response head: "{safe(name)}: {safe(value)}"')
+        lines.append(f"{name}: {value}\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode("latin-1")
+
+
+def _end_of_head(lines: bytes) -> int:
+    """Where the head ends in whole field lines, or 0: not in these."""
+    if lines.startswith(_CRLF):
+        return len(_CRLF)
+    at = lines.find(_END)
+    return at + len(_END) if at >= 0 else 0
+
+
+def _split_start(line: bytes) -> tuple[str, str]:
+    """Method and target of a request line, held to `METHOD target HTTP/1.1` with single spaces; llhttp is lenient.
+
+    raises  PeerError(400): other versions, RTSP and ICE, blanks, a fragment, `*` and authority-form
+    """
+    parts = _REQUEST_LINE.fullmatch(line.decode("latin-1"))
+    if not parts:
+        raise PeerError(f'malformed request line "{safe(line)}"')
+    method, target, version = parts.groups()
+    if version != "HTTP/1.1":
+        raise PeerError(f"{version} is not served, only HTTP/1.1")
+    if "#" in target:
+        raise PeerError(f'a request target has no fragment: "{safe(target)}"')
+    if method == "CONNECT" or not (target.startswith("/") or _ABSOLUTE.fullmatch(target)):
+        raise PeerError(f'a request target is a path or an http URL, not "{safe(target)}"')
+    return method, target
+
+
+def _check_authority(authority: str) -> None:
+    if not _AUTHORITY.fullmatch(authority):
+        raise PeerError(f'"{safe(authority)}" is not a host with an optional port')
+
+
+def _check_bodiless(headers: Headers) -> None:
+    """No route takes a body, and one that is not read is the next request to a smuggler."""
+    for name, value in headers:
+        if name == "transfer-encoding" or (name == "content-length" and value.strip("0")):
+            raise PeerError("a request body is not taken")
+
+
+def _decode_path(raw: str) -> str:
+    """Percent-decoded (bytes that are not UTF-8 become lone surrogates, as in file names), then without dot segments.
+
+    Decoding comes first: `%2e%2e` climbs and `%2F` separates, so no later reader sees another path than we do.
+    Runs of slashes count as one.
+
+    raises  PeerError(400) on a malformed escape or NUL
+    """
+    if _BAD_ESCAPE.search(raw):
+        raise PeerError(f'malformed percent-escape in "{safe(raw)}"')
+    decoded = unquote(raw, errors="surrogateescape")
+    if "\0" in decoded:
+        raise PeerError(f'NUL in "{safe(raw)}"')
+    kept: list[str] = []
+    segments = decoded.split("/")
+    for segment in segments:
+        if segment == "..":
+            del kept[-1:]
+        elif segment not in {"", "."}:
+            kept.append(segment)
+    is_folder = segments[-1] in {"", ".", ".."}
+    return "/" + "/".join(kept) + ("/" if kept and is_folder else "")
