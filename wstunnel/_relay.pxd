@@ -1,0 +1,151 @@
+# cython: language_level=3
+"""Layout of the relay: two legs, the tunnel that joins them, and what a worker shares among all of them."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from wstunnel._speedups cimport FrameParser, Utf8
+
+
+cdef enum:
+    HEADROOM = 16               # in front of every read: SERVER_HEADER_MAX + 3 held bytes of a character, rounded up
+    TEXT_HELD_MAX = 3           # RFC 3629: an unfinished character is at most 3 bytes
+    PONG_FRAME_MAX = 127        # 2 bytes of header + CONTROL_MAX
+    WRITABLE_PER_WAKE = 512     # legs flushed per call of Engine.flush_writable
+
+
+cdef enum Hold:                 # why a leg does not read: bits, all clear = reading
+    HOLD_START = 1              # the tunnel is not open yet
+    HOLD_QUEUE = 2              # the other leg has bytes waiting: back-pressure
+    HOLD_TURN = 4               # the turn is over (fairness)
+
+
+cdef enum State:
+    STATE_OPEN = 0              # bytes flow both ways
+    STATE_DRAINING = 1          # the client's input ended; the backend may finish what it says
+    STATE_CLOSING = 2           # nothing more is sent to the client: its CLOSE or EOF is awaited
+    STATE_ENDED = 3
+
+
+cdef class Engine:
+    """What the tunnels of one worker share: a read buffer, a clock, and the set of legs that wait to write."""
+
+    cdef readonly object loop
+    cdef readonly object wheel
+    cdef public double now_s            # the wheel's clock, as of its last tick
+    cdef readonly object view           # memoryview of the read buffer behind the headroom
+    cdef bytearray store                # owns the bytes that `base` points into; never resized
+    cdef uint8_t* base                  # first byte behind the headroom
+    cdef size_t read_bytes              # size of one read
+    cdef size_t turn_bytes
+    cdef double look_s
+    cdef int epoll_fd                   # legs that wait to write; readable when one of them can; -1: closed
+    cdef dict waiting                   # descriptor -> Leg
+
+    cdef int watch(self, Leg leg) except -1
+    cdef int unwatch(self, Leg leg) except -1
+
+
+cdef class Policy:
+    """What a route says about all of its tunnels. Seconds; 0 = off."""
+
+    cdef readonly bint is_binary
+    cdef readonly double ping_interval_s
+    cdef readonly double ping_timeout_s
+    cdef readonly double max_read_idle_s
+    cdef readonly double max_write_idle_s
+    cdef readonly double close_timeout_s
+
+
+cdef class Leg:
+    """One end of a tunnel over one connected stream socket."""
+
+    cdef Engine engine
+    cdef Relay relay                    # None once the tunnel has ended
+    cdef object transport               # None before it is attached and after it was closed
+    cdef int fd                         # the transport's own; -1 from the moment on that the transport may close it
+    cdef unsigned holds                 # Hold bits
+    cdef uint8_t* queue                 # what a short write left: malloc'd, queue_bytes long from queue_start
+    cdef size_t queue_start
+    cdef size_t queue_bytes
+    cdef size_t turn                    # bytes of this turn
+    cdef uint64_t sent                  # bytes that the kernel took
+    cdef uint64_t seen_sent             # `sent` and unacknowledged bytes at the last look: is the peer taking anything?
+    cdef int seen_unacked
+    cdef bint is_read_ended             # EOF or error: nothing more will be read
+    cdef bint is_write_dead             # the peer takes nothing more (EPIPE, reset): what is pushed is dropped
+    cdef bint is_reset                  # the peer went away with an error, not with an EOF
+    cdef bint is_shut_wanted            # shut down for writing once the queue is empty
+    cdef bint is_shut
+    cdef bint is_closed
+
+    cdef int push(self, const uint8_t* p, size_t n) except -1
+    cdef int flush(self) except -1
+    cdef int shut(self) except -1
+    cdef int hold(self, unsigned reason) except -1
+    cdef int release(self, unsigned reason) except -1
+    cdef int close(self) except -1
+    cdef int mark_write_dead(self, int error) except -1
+    cdef int drop_queue(self) except -1
+    cdef int count_turn(self, size_t n) except -1
+    cdef bint has_moved(self) noexcept
+    cdef bint is_flushed(self) noexcept
+
+
+cdef class Relay:
+    """One tunnel: what goes through it, and how it ends."""
+
+    cdef Engine engine
+    cdef Policy policy
+    cdef FrameParser parser
+    cdef Leg client
+    cdef Leg backend
+    cdef object session                 # told of the ending: backend_ended(), ended()
+    cdef State state
+    cdef uint8_t opcode                 # of the frames that the client gets: text or binary
+    cdef Utf8 text                      # of what the backend says, where that is text
+    cdef uint8_t text_held[3]           # the unfinished character at its end
+    cdef uint8_t pong[127]              # a whole PONG frame that waits for the queue to empty; the latest PING wins
+    cdef uint8_t pong_bytes
+    cdef bint is_client_done            # no further payload of the client is forwarded
+    cdef bint is_backend_done           # no further byte of the backend is forwarded
+    cdef bint is_close_sent
+    cdef bint is_close_received
+    cdef bint is_verdict_awaited        # the backend ended; its exit status decides the close code
+    cdef bint is_ping_out
+    cdef uint16_t answer_code           # of the CLOSE to come; 0: none is sent, 1005: an empty one
+    cdef uint16_t leave_code            # a shutdown waits for the end of the client's message; 0: none
+    cdef double client_seen_s           # last byte from the client
+    cdef double moved_s                 # last byte either way
+    cdef double ping_s
+    cdef double stall_s                 # last time that no leg was stuck
+    cdef double ending_s                # when the ending began
+    cdef double looked_s                # last look at an ending tunnel
+    cdef double budget_s                # seconds left for the peer that an ending waits for
+    cdef readonly uint64_t bytes_in     # payload, client to backend
+    cdef readonly uint64_t bytes_out    # payload, backend to client
+    cdef readonly uint64_t messages_out
+    cdef readonly uint64_t pongs
+    cdef readonly uint16_t close_code   # of the access line: how it ended, 0 while open
+    cdef readonly str closed_by         # client, backend or server
+    cdef readonly bint is_text_broken   # the backend sent bytes that are not UTF-8 on a text route
+
+    cdef int from_client(self, uint8_t* p, size_t n) except -1
+    cdef int from_backend(self, uint8_t* p, size_t n) except -1
+    cdef int send_text(self, uint8_t* p, size_t n) except -1
+    cdef int send_frame(self, uint8_t* payload, size_t n) except -1
+    cdef int answer_ping(self) except -1
+    cdef int client_closed(self) except -1
+    cdef int client_failed(self) except -1
+    cdef int client_left(self) except -1
+    cdef int backend_left(self) except -1
+    cdef int begin_draining(self, uint16_t code, uint16_t answer, str who) except -1
+    cdef int begin_closing(self, uint16_t code, str who) except -1
+    cdef int send_close(self, uint16_t code) except -1
+    cdef int fail(self, uint16_t code) except -1
+    cdef int queue_filled(self, Leg leg) except -1
+    cdef int queue_emptied(self, Leg leg) except -1
+    cdef int settle(self) except -1
+    cdef int begin_ending(self, State state) except -1
+    cdef int end(self) except -1
+    cdef double look_open(self, double now_s) except -1
+    cdef double look_ending(self, double now_s) except -1

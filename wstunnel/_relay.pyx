@@ -1,0 +1,852 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: cdivision=True, freethreading_compatible=True
+"""The relay: client frames become plain backend bytes and the other way round, until either side ends.
+
+Three classes. `Engine` is what a worker's tunnels share, `Leg` is one socket, `Relay` joins two legs and
+knows how a tunnel ends. Bytes are read by the loop's transport (BufferedProtocol, so that every transport
+will do) into the engine's one buffer, and written with send(2) straight from it; only what a short write
+leaves is copied. From then on the *other* leg stops reading until the copy is gone, which bounds what a
+tunnel holds to one read per direction and a few control frames.
+
+Writing never goes through the transport: an error there would close it together with everything that the
+peer has said and we have not read yet. A leg that can no longer be written to goes on being read to its end.
+
+source  RFC 6455 §5.4-§7; uvloop's traps: docs/architecture.md
+"""
+
+from asyncio import BufferedProtocol
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.exc cimport PyErr_SetFromErrno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
+from libc.math cimport INFINITY
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.types cimport off_t
+from posix.unistd cimport close as close_fd
+
+from wstunnel._speedups cimport (
+    EVENT_CLOSE,
+    EVENT_ERROR,
+    EVENT_NONE,
+    EVENT_PING,
+    EVENT_PONG,
+    OP_BINARY,
+    OP_CLOSE,
+    OP_PING,
+    OP_PONG,
+    OP_TEXT,
+    SERVER_HEADER_MAX,
+    Event,
+    FrameParser,
+    Utf8,
+    header_before,
+    utf8_feed,
+)
+
+cdef extern from "<sys/types.h>":
+    ctypedef long ssize_t
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR
+    ssize_t send(int fd, const void* p, size_t n, int flags)
+    int shutdown(int fd, int how)
+    int getsockopt(int fd, int level, int name, void* value, unsigned* length)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/sockios.h>":
+    enum: SIOCOUTQ
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout_ms)
+
+__all__ = ["BackendLeg", "ClientLeg", "Engine", "Policy", "Relay"]
+
+cdef enum:
+    CODE_NORMAL = 1000
+    CODE_GOING_AWAY = 1001
+    CODE_NONE = 1005
+    CODE_ABNORMAL = 1006
+    CODE_INTERNAL = 1011
+    LOOKS_PER_TIMEOUT = 4       # how often a long timeout is looked at before it is up
+    UTF8_LEAD = 0xC0            # RFC 3629: 11xxxxxx starts a character of several bytes
+    UTF8_CONTINUATION = 0x80    # 10xxxxxx
+
+
+cdef class Engine:
+    """What the tunnels of one worker share.
+
+    in      loop        the running asyncio or uvloop loop
+            wheel       net.wheel.TimerWheel
+            read_bytes  size of one read; turn_bytes: of one turn
+            look_s      how often an ending tunnel is looked at, at least
+    bound   one buffer of read_bytes + headroom, one descriptor, whatever the number of tunnels
+    """
+
+    def __cinit__(self):
+        self.epoll_fd = -1
+
+    def __init__(self, loop, wheel, *, size_t read_bytes, size_t turn_bytes, double look_s):
+        self.loop = loop
+        self.wheel = wheel
+        self.now_s = wheel.now_s
+        self.store = bytearray(HEADROOM + read_bytes)
+        self.view = memoryview(self.store)[HEADROOM:]
+        self.base = <uint8_t*>PyByteArray_AS_STRING(self.store) + HEADROOM
+        self.read_bytes = read_bytes
+        self.turn_bytes = turn_bytes
+        self.look_s = look_s
+        self.waiting = {}
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            PyErr_SetFromErrno(OSError)
+        loop.add_reader(self.epoll_fd, self.flush_writable)
+        wheel.add(self, wheel.now_s)
+
+    def due(self, double now_s):
+        """Called by the timer wheel at every tick."""
+        self.now_s = now_s
+        return now_s
+
+    def close(self):
+        """Give the descriptor back. The engine's tunnels have ended before."""
+        if self.epoll_fd >= 0:
+            self.wheel.discard(self)
+            self.loop.remove_reader(self.epoll_fd)
+            close_fd(self.epoll_fd)
+            self.epoll_fd = -1
+
+    def flush_writable(self):
+        """Called by the loop when legs that waited can be written to again."""
+        cdef epoll_event events[WRITABLE_PER_WAKE]
+        cdef int i
+        cdef int n = epoll_wait(self.epoll_fd, events, WRITABLE_PER_WAKE, 0)
+        cdef Leg leg
+        for i in range(n):
+            # an earlier flush of this round may have ended the leg: then its number is no longer in the table
+            leg = self.waiting.get(events[i].data.fd)
+            if leg is not None:
+                leg.flush()
+
+    cdef int watch(self, Leg leg) except -1:
+        cdef epoll_event event
+        memset(&event, 0, sizeof(event))
+        event.events = EPOLLOUT
+        event.data.fd = leg.fd
+        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, leg.fd, &event) < 0:
+            PyErr_SetFromErrno(OSError)
+        self.waiting[leg.fd] = leg
+        return 0
+
+    cdef int unwatch(self, Leg leg) except -1:
+        cdef epoll_event event
+        memset(&event, 0, sizeof(event))
+        if self.waiting.pop(leg.fd, None) is not None:
+            epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, leg.fd, &event)
+        return 0
+
+
+cdef class Policy:
+    """What a route says about all of its tunnels; one object per route. Seconds, 0 = off."""
+
+    def __init__(
+        self,
+        *,
+        bint is_binary,
+        double ping_interval_s,
+        double ping_timeout_s,
+        double max_read_idle_s,
+        double max_write_idle_s,
+        double close_timeout_s,
+    ):
+        self.is_binary = is_binary
+        self.ping_interval_s = ping_interval_s
+        self.ping_timeout_s = ping_timeout_s
+        self.max_read_idle_s = max_read_idle_s
+        self.max_write_idle_s = max_write_idle_s
+        self.close_timeout_s = close_timeout_s
+
+
+cdef class Leg:
+    """One end of a tunnel: reads by the loop's transport, writes with send(2).
+
+    bound   holds at most what one push left unsent, and the control frames that came meanwhile
+    """
+
+    def __cinit__(self):
+        self.fd = -1
+        self.holds = HOLD_START
+
+    def __init__(self, Engine engine not None, int fd):
+        self.engine = engine
+        self.fd = fd
+
+    def __dealloc__(self):
+        free(self.queue)
+
+    # --- what the transport calls
+
+    def get_buffer(self, Py_ssize_t hint):  # noqa: the loop's hint is not needed
+        return self.engine.view
+
+    def connection_made(self, transport):
+        """The backend's transport exists and starts to read as soon as this returns."""
+        self.transport = transport
+        self.holds &= ~<unsigned>HOLD_START
+
+    def eof_received(self):
+        """The peer says no more. True: the transport stays open, for writing and until the tunnel ends."""
+        cdef int error = 0
+        cdef unsigned length = sizeof(error)
+        # libuv reports a hang-up after a partial read as EOF and leaves the error behind
+        if self.fd >= 0 and getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 and error:
+            self.is_reset = True
+            self.mark_write_dead(error)
+        self.is_read_ended = True
+        if self.relay is not None:
+            self.leave()
+        return True
+
+    def connection_lost(self, exc):
+        """The transport is being closed: by us, or because reading failed."""
+        if self.is_closed:
+            return
+        if exc is not None:
+            self.is_reset = True
+        self.drop_queue()
+        self.fd = -1
+        self.is_closed = True
+        self.is_read_ended = True
+        self.is_write_dead = True
+        self.transport = None
+        if self.relay is not None:
+            self.leave()
+
+    def leave(self):
+        """Tell the tunnel that this leg says no more."""
+        raise NotImplementedError
+
+    def end_turn(self):
+        """The others had theirs: read on."""
+        self.release(HOLD_TURN)
+
+    # --- reading
+
+    cdef int count_turn(self, size_t n) except -1:  # hot
+        if n < self.engine.read_bytes:
+            self.turn = 0       # the socket is empty: libuv ends the turn by itself
+            return 0
+        self.turn += n
+        if self.turn >= self.engine.turn_bytes:
+            self.turn = 0
+            self.hold(HOLD_TURN)
+            self.engine.loop.call_soon(self.end_turn)
+        return 0
+
+    cdef int hold(self, unsigned reason) except -1:
+        cdef bint was_reading = self.holds == 0
+        self.holds |= reason
+        if was_reading and not self.is_read_ended and self.transport is not None:
+            self.transport.pause_reading()
+        return 0
+
+    cdef int release(self, unsigned reason) except -1:
+        cdef bint was_held = self.holds != 0
+        self.holds &= ~reason
+        if was_held and self.holds == 0 and not self.is_read_ended and self.transport is not None:
+            self.transport.resume_reading()
+        return 0
+
+    # --- writing
+
+    cdef int push(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's, and not kept
+        """Send n bytes, or keep what the socket does not take."""
+        cdef ssize_t r
+        cdef uint8_t* grown
+        if self.is_write_dead or self.is_shut_wanted:
+            return 0
+        if self.queue_bytes == 0:
+            r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+            while r < 0 and errno == EINTR:
+                r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if r < 0:
+                if errno != EAGAIN:
+                    return self.mark_write_dead(errno)
+                r = 0
+            self.sent += r
+            if <size_t>r == n:
+                return 0
+            p += r
+            n -= r
+        grown = <uint8_t*>malloc(self.queue_bytes + n)
+        if grown is NULL:
+            raise MemoryError()
+        if self.queue_bytes:
+            memcpy(grown, self.queue + self.queue_start, self.queue_bytes)
+        memcpy(grown + self.queue_bytes, p, n)
+        free(self.queue)
+        self.queue = grown
+        self.queue_start = 0
+        self.queue_bytes += n
+        if self.queue_bytes == n:
+            self.engine.watch(self)
+            self.relay.queue_filled(self)
+        return 0
+
+    cdef int flush(self) except -1:
+        """Send from the queue what the socket takes now."""
+        cdef ssize_t r = send(self.fd, self.queue + self.queue_start, self.queue_bytes, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if r < 0:
+            if errno == EAGAIN or errno == EINTR:
+                return 0
+            return self.mark_write_dead(errno)
+        self.sent += r
+        self.queue_start += r
+        self.queue_bytes -= r
+        if self.queue_bytes:
+            return 0
+        self.drop_queue()
+        if self.is_shut_wanted:
+            self.shut()
+        if self.relay is not None:
+            self.relay.queue_emptied(self)
+        return 0
+
+    cdef int shut(self) except -1:
+        """No more will be pushed: shut down for writing, behind what still waits."""
+        self.is_shut_wanted = True
+        if self.queue_bytes or self.is_shut or self.is_write_dead:
+            return 0
+        self.is_shut = True
+        shutdown(self.fd, SHUT_WR)
+        return 0
+
+    cdef int mark_write_dead(self, int error) except -1:
+        """The peer takes nothing more; what it has said is still to be read."""
+        if self.is_write_dead:
+            return 0
+        self.is_write_dead = True
+        if error == ECONNRESET:
+            self.is_reset = True
+        if self.queue_bytes:
+            self.drop_queue()
+            if self.relay is not None:
+                self.relay.queue_emptied(self)
+        return 0
+
+    cdef int drop_queue(self) except -1:
+        if self.queue is not NULL:
+            self.engine.unwatch(self)
+            free(self.queue)
+            self.queue = NULL
+            self.queue_start = 0
+            self.queue_bytes = 0
+        return 0
+
+    cdef int close(self) except -1:
+        """Release the socket now. What the kernel has taken it still delivers."""
+        if self.is_closed:
+            return 0
+        self.drop_queue()
+        self.is_closed = True
+        self.is_read_ended = True
+        self.is_write_dead = True
+        self.fd = -1
+        transport, self.transport = self.transport, None
+        if transport is not None:
+            transport.abort()
+        return 0
+
+    # --- is the peer taking what is sent?
+
+    cdef bint has_moved(self) noexcept:
+        """Has the peer taken anything since the last call? Counts what its kernel acknowledged."""
+        cdef int unacked = 0
+        cdef bint moved
+        if self.fd < 0:
+            return False
+        ioctl(self.fd, SIOCOUTQ, &unacked)
+        moved = self.sent != self.seen_sent or unacked != self.seen_unacked
+        self.seen_sent = self.sent
+        self.seen_unacked = unacked
+        return moved
+
+    cdef bint is_flushed(self) noexcept:
+        """Has the peer's kernel everything? As of the last `has_moved`."""
+        return self.queue_bytes == 0 and self.seen_unacked == 0
+
+
+cdef class _ClientLeg(Leg):
+    def buffer_updated(self, Py_ssize_t n):  # hot
+        if self.relay is not None:
+            self.count_turn(n)
+            self.relay.from_client(self.engine.base, n)
+
+    def leave(self):
+        self.relay.client_left()
+
+
+cdef class _BackendLeg(Leg):
+    def buffer_updated(self, Py_ssize_t n):  # hot
+        if self.relay is not None:
+            self.count_turn(n)
+            self.relay.from_backend(self.engine.base, n)
+
+    def leave(self):
+        self.relay.backend_left()
+
+
+class ClientLeg(_ClientLeg, BufferedProtocol):
+    """The leg that speaks WebSocket. Plain asyncio asks for the base class by name."""
+
+    __slots__ = ()
+
+
+class BackendLeg(_BackendLeg, BufferedProtocol):
+    """The leg that speaks plain bytes."""
+
+    __slots__ = ()
+
+
+cdef class Relay:
+    """One tunnel, from the 101 to the release of both legs.
+
+    in      engine, policy
+            client, backend   legs over connected sockets
+            session           told of the end: `backend_ended() -> int` gives the close code for a backend that
+                              ended its connection, or 0: `verdict(code)` follows; `ended()` comes last, once
+            is_binary         frames to the client are binary whatever the route says (subprotocol)
+    bound   one read per direction (Leg), one PONG, 3 bytes of a character
+    source  RFC 6455; the table of endings: docs/architecture.md
+    """
+
+    def __init__(self, Engine engine not None, Policy policy not None, _ClientLeg client not None,
+                 _BackendLeg backend not None, session, bint is_binary=False):
+        self.engine = engine
+        self.policy = policy
+        self.client = client
+        self.backend = backend
+        self.session = session
+        self.parser = FrameParser()
+        self.opcode = OP_BINARY if is_binary or policy.is_binary else OP_TEXT
+        self.client_seen_s = self.moved_s = self.stall_s = engine.now_s
+        client.relay = self
+        backend.relay = self
+
+    # --- what the server calls
+
+    def open(self, transport):
+        """Take over the client's transport, which is paused and has written everything, the 101 included."""
+        self.client.transport = transport
+        transport.set_protocol(self.client)
+
+    def join(self, bytearray leftover not None, bint is_at_eof):
+        """Both legs are attached: let bytes flow, first those that came behind the request head.
+
+        in      is_at_eof   the client has ended its side already, and no transport will say so again
+        """
+        self.engine.wheel.add(self, self.engine.now_s)
+        if self.backend.holds and self.backend.transport is not None:
+            self.backend.transport.pause_reading()
+        if len(leftover):
+            self.from_client(<uint8_t*>PyByteArray_AS_STRING(leftover), len(leftover))
+        if is_at_eof:
+            self.client.eof_received()
+        self.client.release(HOLD_START)
+
+    def leave(self, uint16_t code):
+        """The server goes away: end after the message under way, deliver what was received, CLOSE with `code`."""
+        if self.state != STATE_OPEN:
+            return
+        if self.parser.at_boundary():
+            self.begin_draining(code, code, "server")
+        else:
+            self.leave_code = code
+
+    def abort(self, uint16_t code):
+        """End now: CLOSE with `code` if none was sent, both sockets released."""
+        if self.state == STATE_ENDED:
+            return
+        if self.close_code == 0:
+            self.close_code = code
+            self.closed_by = "server"
+        if not self.is_close_sent:
+            self.send_close(code)
+        self.end()
+
+    def verdict(self, uint16_t code):
+        """The close code for a backend that ended while its process was exiting."""
+        if self.is_verdict_awaited:
+            self.is_verdict_awaited = False
+            self.answer_code = code
+            self.close_code = code
+            self.settle()
+
+    @property
+    def messages_in(self):
+        """Messages of the client that ended."""
+        return self.parser.messages
+
+    @property
+    def is_open(self):
+        return self.state == STATE_OPEN
+
+    def due(self, double now_s):
+        """Called by the timer wheel; the next time to look, or None."""
+        cdef double next_s
+        if self.state == STATE_ENDED:
+            return None
+        if self.state == STATE_OPEN:
+            next_s = self.look_open(now_s)
+        else:
+            next_s = self.look_ending(now_s)
+        if self.state == STATE_ENDED or next_s == INFINITY:
+            return None
+        return next_s
+
+    # --- the way of the bytes
+
+    cdef int from_client(self, uint8_t* p, size_t n) except -1:  # hot; p is the engine's buffer, valid in this call
+        cdef size_t at = 0, out = 0, used = 0, made = 0
+        cdef Event event = EVENT_NONE
+        self.client_seen_s = self.moved_s = self.engine.now_s
+        self.is_ping_out = False
+        while at < n:
+            event = self.parser.run(p + at, n - at, p + out, &used, &made)
+            at += used
+            out += made
+            if event == EVENT_PING:
+                self.answer_ping()
+            elif event == EVENT_PONG:
+                self.pongs += 1
+            elif event != EVENT_NONE:
+                break
+        if out and not self.is_client_done:
+            self.bytes_in += out
+            self.backend.push(p, out)
+        if event == EVENT_CLOSE:
+            self.client_closed()
+        elif event == EVENT_ERROR:
+            self.client_failed()
+        elif self.leave_code and self.state == STATE_OPEN and self.parser.at_boundary():
+            self.begin_draining(self.leave_code, self.leave_code, "server")
+        return 0
+
+    cdef int from_backend(self, uint8_t* p, size_t n) except -1:  # hot; p has HEADROOM bytes in front
+        if self.is_backend_done:
+            return 0
+        self.moved_s = self.engine.now_s
+        if self.opcode == OP_BINARY:
+            return self.send_frame(p, n)
+        return self.send_text(p, n)
+
+    cdef int send_text(self, uint8_t* p, size_t n) except -1:  # hot
+        """Send whole characters; hold back an unfinished one (at most 3 bytes)."""
+        cdef size_t held = self.text.held
+        cdef size_t good = utf8_feed(&self.text, p, n)
+        cdef size_t whole
+        if held:
+            p -= held
+            memcpy(p, self.text_held, held)
+        if good == n:
+            whole = held + n - self.text.held
+            memcpy(self.text_held, p + whole, self.text.held)
+            if whole:
+                self.send_frame(p, whole)
+            return 0
+        whole = _whole_characters(p, held + good)
+        if whole:
+            self.send_frame(p, whole)
+        self.is_text_broken = True
+        self.is_backend_done = True
+        self.begin_closing(CODE_INTERNAL, "server")
+        return 0
+
+    cdef int send_frame(self, uint8_t* payload, size_t n) except -1:  # hot
+        cdef size_t header = header_before(payload, self.opcode, n)
+        self.bytes_out += n
+        self.messages_out += 1
+        return self.client.push(payload - header, header + n)
+
+    cdef int answer_ping(self) except -1:
+        """PONG with the PING's payload; behind a full queue only the latest is kept (RFC 6455 §5.5.3)."""
+        cdef uint8_t frame[SERVER_HEADER_MAX + 125]
+        cdef uint8_t* payload = frame + SERVER_HEADER_MAX
+        cdef size_t n = self.parser.control_length
+        cdef size_t header = header_before(payload, OP_PONG, n)
+        if self.is_close_sent:
+            return 0
+        memcpy(payload, self.parser.control, n)
+        if self.client.queue_bytes:
+            memcpy(self.pong, payload - header, header + n)
+            self.pong_bytes = <uint8_t>(header + n)
+            return 0
+        return self.client.push(payload - header, header + n)
+
+    # --- back-pressure
+
+    cdef int queue_filled(self, Leg leg) except -1:
+        if leg is self.client:
+            self.backend.hold(HOLD_QUEUE)
+        else:
+            self.client.hold(HOLD_QUEUE)
+        return 0
+
+    cdef int queue_emptied(self, Leg leg) except -1:
+        """A queue is gone, sent or dropped: the other leg may go on."""
+        cdef size_t n = self.pong_bytes
+        if leg is self.client:
+            self.pong_bytes = 0
+            if n and not self.is_close_sent:
+                self.client.push(self.pong, n)
+            if self.client.queue_bytes == 0:
+                self.backend.release(HOLD_QUEUE)
+        else:
+            self.client.release(HOLD_QUEUE)
+        return self.settle()
+
+    # --- endings: each event says what it knows, `settle` does what follows from all of them
+
+    cdef int client_closed(self) except -1:
+        """CLOSE from the client: its payload ends here; the backend may finish; then the same code goes back."""
+        self.is_close_received = True
+        self.begin_draining(self.parser.close_code, self.parser.close_code, "client")
+        return self.settle()
+
+    cdef int client_failed(self) except -1:
+        """The client broke the protocol: what it sent before is delivered, and it is told at once."""
+        return self.fail(self.parser.close_code)
+
+    cdef int client_left(self) except -1:
+        """EOF or reset from the client."""
+        if not self.is_close_received and (self.state == STATE_OPEN or self.is_verdict_awaited):
+            self.begin_draining(CODE_ABNORMAL, 0, "client")
+        self.is_client_done = True
+        return self.settle()
+
+    cdef int backend_left(self) except -1:
+        """EOF or reset from the backend: what it said has been pushed."""
+        cdef uint16_t code
+        if self.is_backend_done:
+            return self.settle()
+        self.is_backend_done = True
+        if self.text.held and self.opcode == OP_TEXT:
+            self.is_text_broken = True
+            return self.begin_closing(CODE_INTERNAL, "server")
+        if self.state != STATE_OPEN:
+            return self.settle()
+        if self.backend.is_reset:
+            return self.begin_closing(CODE_INTERNAL, "backend")
+        code = self.session.backend_ended()
+        if code:
+            return self.begin_closing(code, "backend")
+        self.is_verdict_awaited = True
+        self.closed_by = "backend"
+        return self.begin_ending(STATE_DRAINING)
+
+    cdef int begin_draining(self, uint16_t code, uint16_t answer, str who) except -1:
+        """The client's input has ended: let the backend finish, then CLOSE with `answer` (0: none)."""
+        self.is_client_done = True
+        if self.state == STATE_OPEN or (self.state == STATE_DRAINING and not self.is_close_sent):
+            self.close_code = code
+            self.closed_by = who
+            self.answer_code = answer
+            self.is_verdict_awaited = False
+            if self.state == STATE_OPEN:
+                self.begin_ending(STATE_DRAINING)
+        return self.settle()
+
+    cdef int begin_closing(self, uint16_t code, str who) except -1:
+        """Nothing more is to be said to the client than CLOSE with `code`; its answer is awaited."""
+        cdef bint is_open = self.state == STATE_OPEN
+        if is_open or self.is_verdict_awaited:
+            self.answer_code = code
+        if is_open or self.is_verdict_awaited or self.is_text_broken:
+            self.close_code = code
+            self.closed_by = who
+            if self.answer_code:
+                self.answer_code = code
+        self.is_verdict_awaited = False
+        if is_open:
+            self.begin_ending(STATE_DRAINING)
+        return self.settle()
+
+    cdef int fail(self, uint16_t code) except -1:
+        """Give up on the client: CLOSE at once, nothing more of either side is forwarded."""
+        self.is_close_received = True
+        self.is_client_done = True
+        self.is_backend_done = True
+        return self.begin_closing(code, "server")
+
+    cdef int send_close(self, uint16_t code) except -1:
+        cdef uint8_t frame[SERVER_HEADER_MAX + 2]
+        cdef uint8_t* payload = frame + SERVER_HEADER_MAX
+        cdef size_t n = 0 if code == CODE_NONE else 2
+        cdef size_t header = header_before(payload, OP_CLOSE, n)
+        payload[0] = <uint8_t>(code >> 8)
+        payload[1] = <uint8_t>(code & 0xFF)
+        self.is_close_sent = True
+        return self.client.push(payload - header, header + n)
+
+    cdef int begin_ending(self, State state) except -1:
+        """From here on the tunnel is looked at often."""
+        if self.state == STATE_OPEN:
+            self.ending_s = self.engine.now_s
+        self.state = state
+        self.looked_s = self.engine.now_s
+        self.budget_s = self.policy.close_timeout_s
+        self.engine.wheel.add(self, self.engine.now_s)
+        return 0
+
+    cdef int settle(self) except -1:
+        """Do whatever follows from what is known. Idempotent; may end the tunnel."""
+        cdef bint is_client_over, is_backend_over
+        if self.state == STATE_OPEN or self.state == STATE_ENDED:
+            return 0
+        if self.is_client_done:
+            self.backend.shut()
+        if self.state == STATE_DRAINING and self.is_backend_done and not self.is_verdict_awaited:
+            self.begin_ending(STATE_CLOSING)
+            if self.answer_code and not self.is_close_sent:
+                self.send_close(self.answer_code)
+            if self.state == STATE_ENDED:
+                return 0
+        if self.state == STATE_CLOSING and (self.is_close_received or self.client.is_read_ended):
+            self.client.shut()
+        is_client_over = self.client.is_read_ended and (self.client.is_shut or self.client.is_write_dead)
+        is_backend_over = self.backend.is_read_ended and (self.backend.is_shut or self.backend.is_write_dead)
+        if is_client_over and self.state == STATE_CLOSING:
+            self.client.close()
+        if is_backend_over:
+            self.backend.close()
+            if self.state == STATE_CLOSING and is_client_over:
+                self.end()
+        return 0
+
+    cdef int end(self) except -1:
+        """Release both legs and say so, once."""
+        if self.state == STATE_ENDED:
+            return 0
+        self.state = STATE_ENDED
+        self.engine.wheel.discard(self)
+        self.client.relay = None
+        self.backend.relay = None
+        self.client.close()
+        self.backend.close()
+        session, self.session = self.session, None
+        session.ended()
+        return 0
+
+    # --- time
+
+    cdef double look_open(self, double now_s) except -1:
+        """Stalls, silence and PINGs of an open tunnel; when to look again."""
+        cdef Policy policy = self.policy
+        cdef double next_s = INFINITY
+        cdef double at_s
+        cdef bint client_moved, backend_moved, client_stuck, backend_stuck
+        if policy.max_write_idle_s > 0:
+            client_moved = self.client.has_moved()
+            backend_moved = self.backend.has_moved()
+            client_stuck = not client_moved and not self.client.is_flushed()
+            backend_stuck = not backend_moved and self.backend.queue_bytes > 0
+            if not client_stuck and not backend_stuck:
+                self.stall_s = now_s
+            elif now_s - self.stall_s >= policy.max_write_idle_s:
+                if backend_stuck:
+                    self.fail(CODE_INTERNAL)
+                else:
+                    self.closed_by = "server"
+                    self.client.close()
+                    self.begin_draining(CODE_ABNORMAL, 0, "server")
+                return now_s
+            next_s = now_s + policy.max_write_idle_s / LOOKS_PER_TIMEOUT
+        if policy.max_read_idle_s > 0 and self.client.holds == 0:
+            at_s = self.client_seen_s + policy.max_read_idle_s
+            if now_s >= at_s:
+                self.begin_draining(CODE_GOING_AWAY, CODE_GOING_AWAY, "server")
+                return now_s
+            next_s = min(next_s, at_s)
+        if policy.ping_interval_s > 0:
+            if self.client.holds != 0:
+                self.ping_s = now_s     # a client that we do not read cannot answer
+                at_s = now_s + policy.ping_timeout_s
+            elif self.is_ping_out:
+                at_s = self.ping_s + policy.ping_timeout_s
+                if now_s >= at_s:
+                    self.fail(CODE_INTERNAL)
+                    return now_s
+            else:
+                at_s = self.moved_s + policy.ping_interval_s
+                if now_s >= at_s:
+                    self.send_ping()
+                    self.ping_s = now_s
+                    at_s = now_s + policy.ping_timeout_s
+            next_s = min(next_s, at_s)
+        return next_s
+
+    cdef double look_ending(self, double now_s) except -1:
+        """An ending may last as long as the side that it waits for takes in what it is owed, then close-timeout.
+
+        Being held up by the other side's slowness does not count either, within max-write-idle.
+        """
+        cdef bint has_moved = False
+        cdef bint is_held_up
+        if self.is_client_done and self.backend.has_moved():
+            has_moved = True
+        if self.state == STATE_CLOSING and self.client.has_moved():
+            has_moved = True
+        if self.state == STATE_DRAINING:
+            is_held_up = self.backend.holds & HOLD_QUEUE != 0
+        else:
+            is_held_up = not self.is_client_done and self.client.holds & HOLD_QUEUE != 0
+        if is_held_up and self.policy.max_write_idle_s > 0:
+            is_held_up = now_s - self.ending_s < self.policy.max_write_idle_s
+        if has_moved:
+            self.budget_s = self.policy.close_timeout_s
+        elif not is_held_up:
+            self.budget_s -= now_s - self.looked_s
+        self.looked_s = now_s
+        if self.budget_s <= 0:
+            if self.state == STATE_CLOSING:
+                self.end()
+                return now_s
+            if self.is_verdict_awaited:
+                self.verdict(CODE_INTERNAL)
+            self.is_backend_done = True
+            self.settle()
+        return now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.engine.look_s)
+
+    def send_ping(self):
+        """An empty PING; any byte that the client sends from now on answers it."""
+        cdef uint8_t frame[SERVER_HEADER_MAX]
+        cdef uint8_t* payload = frame + SERVER_HEADER_MAX
+        cdef size_t header = header_before(payload, OP_PING, 0)
+        self.is_ping_out = True
+        self.client.push(payload - header, header)
+
+
+cdef size_t _whole_characters(const uint8_t* p, size_t n) noexcept:
+    """How many of n bytes, all of which may begin a valid text, are whole characters (RFC 3629 §3)."""
+    cdef size_t back = 1
+    cdef uint8_t lead
+    while back <= TEXT_HELD_MAX and back <= n:
+        lead = p[n - back]
+        if lead >= UTF8_LEAD:
+            # 110xxxxx wants 2 bytes, 1110xxxx 3, 11110xxx 4
+            return n - back if back < <size_t>(2 + (lead >= 0xE0) + (lead >= 0xF0)) else n
+        if lead < UTF8_CONTINUATION:
+            return n
+        back += 1
+    return n

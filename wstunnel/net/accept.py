@@ -1,0 +1,150 @@
+"""Lets connections in, within a budget.
+
+The loop's own servers are silent where it matters: uvloop accepts and drops what is over the descriptor
+limit, and can spin without calling anybody (measured, uvloop 0.23). So accepting is ours: some per turn,
+none while the budget is used up (they wait in the backlog), and a pause when the machine has no descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Callable, Sequence
+
+from wstunnel.limits import AcceptLimits
+from wstunnel.net.listen import Listener
+
+__all__ = ["Acceptor", "peer_name"]
+
+_log = logging.getLogger("wstunnel")
+
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_GONE_AGAIN = frozenset(
+    {errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EPERM, errno.ENETDOWN, errno.EHOSTUNREACH}
+)
+
+
+class Acceptor:
+    """Accepts from all listeners of a worker while fewer than `max_connections` are open.
+
+    in      on_connection   gets each accepted socket, non-blocking, and owns it; `release` gives its place back
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        listeners: Sequence[Listener],
+        *,
+        max_connections: int,
+        limits: AcceptLimits,
+        on_connection: Callable[[socket.socket], None],
+    ) -> None:
+        self._loop = loop
+        self._listeners = listeners
+        self._max_connections = max_connections
+        self._limits = limits
+        self._on_connection = on_connection
+        self._is_armed = False
+        self._is_stopped = False
+        self._pause: asyncio.TimerHandle | None = None
+        self._pause_s = limits.first_pause_s
+        self._logged_s: float | None = None
+        self._is_full_logged = False
+        self.open_connections = 0
+
+    def start(self) -> None:
+        """Accept from now on."""
+        self._arm()
+
+    def stop(self) -> None:
+        """Accept no more. The listeners stay open: they are their owner's."""
+        self._is_stopped = True
+        self._disarm()
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
+    def release(self) -> None:
+        """A connection is gone: its place is free."""
+        self.open_connections -= 1
+        if self._pause is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._is_armed or self._is_stopped:
+            return
+        self._is_armed = True
+        for listener in self._listeners:
+            self._loop.add_reader(listener.socket.fileno(), self._accept_some, listener.socket)
+
+    def _disarm(self) -> None:
+        if not self._is_armed:
+            return
+        self._is_armed = False
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.socket.fileno())
+
+    def _accept_some(self, listener: socket.socket) -> None:
+        for _ in range(self._limits.per_turn):
+            if self.open_connections >= self._max_connections:
+                self._wait_for_room()
+                return
+            try:
+                sock, _address = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._wait_for_descriptors(error)
+                    return
+                if error.errno in _GONE_AGAIN:
+                    continue
+                raise
+            self._pause_s = self._limits.first_pause_s
+            sock.setblocking(False)
+            if sock.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.open_connections += 1
+            self._on_connection(sock)
+
+    def _wait_for_room(self) -> None:
+        self._disarm()
+        if not self._is_full_logged:
+            self._is_full_logged = True
+            _log.warning(
+                "max-connections reached: %d are open, further ones wait in the backlog; raise max-connections "
+                "(and the descriptor limit) if this is usual load",
+                self.open_connections,
+            )
+
+    def _wait_for_descriptors(self, error: OSError) -> None:
+        """Out of descriptors or memory: leave the backlog alone for a while, longer each time."""
+        self._disarm()
+        now_s = self._loop.time()
+        if self._logged_s is None or now_s - self._logged_s >= self._limits.log_every_s:
+            self._logged_s = now_s
+            _log.error(
+                "cannot accept: %s; %d connections are open and unharmed, new ones wait; raise the descriptor "
+                "limit (ulimit -n, LimitNOFILE) or lower max-connections",
+                error.strerror,
+                self.open_connections,
+            )
+        self._pause = self._loop.call_later(self._pause_s, self._resume)
+        self._pause_s = min(self._pause_s * 2, self._limits.max_pause_s)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._arm()
+
+
+def peer_name(sock: socket.socket) -> str:
+    """Who is at the other end, for the log: `127.0.0.1:4711`, `[::1]:4711` or `unix:`."""
+    if sock.family == socket.AF_UNIX:
+        return "unix:"
+    try:
+        host, port, *_ = sock.getpeername()
+    except OSError:
+        return "gone"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

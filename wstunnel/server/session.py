@@ -1,0 +1,96 @@
+"""One tunnel as the server sees it: from the connected backend to the access line."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from wstunnel._relay import BackendLeg, ClientLeg, Engine, Policy, Relay
+from wstunnel.gateways.tunnel import Connected
+from wstunnel.limits import Limits
+from wstunnel.net.h1 import Taken
+from wstunnel.proto.close import CloseCode
+from wstunnel.proto.request import Request
+from wstunnel.server.accesslog import log_tunnel
+
+__all__ = ["Session"]
+
+_log = logging.getLogger("wstunnel")
+
+
+class Session:
+    """Joins a client and a backend, and gives everything back when the relay says that it is over."""
+
+    __slots__ = ("_connected", "_engine", "_limits", "_on_ended", "_opened_s", "_path", "_peer", "_verdict", "relay")
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Request,
+        connected: Connected,
+        *,
+        limits: Limits,
+        on_ended: Callable[[Session], None],
+    ) -> None:
+        self._engine = engine
+        self._connected = connected
+        self._limits = limits
+        self._on_ended = on_ended
+        self._opened_s = engine.loop.time()
+        self._peer = request.peer
+        self._path = request.path
+        self._verdict: asyncio.Task[None] | None = None
+        self.relay: Relay
+
+    async def open(self, taken: Taken, policy: Policy, *, is_binary: bool) -> None:
+        """Let bytes flow, the 101 being out. Both sockets are the relay's from here on."""
+        client_fd = taken.transport.get_extra_info("socket").fileno()
+        backend_socket = self._connected.socket
+        client = ClientLeg(self._engine, client_fd)
+        backend = BackendLeg(self._engine, backend_socket.fileno())
+        self.relay = Relay(self._engine, policy, client, backend, self, is_binary)
+        self.relay.open(taken.transport)
+        await self._engine.loop.connect_accepted_socket(lambda: backend, backend_socket)
+        self.relay.join(bytearray(taken.leftover), taken.is_at_eof)
+
+    def backend_ended(self) -> int:
+        """The close code for a backend that ended its connection; 0: its process is exiting, `verdict` follows."""
+        if not self._connected.lease.is_exiting():
+            return CloseCode.NORMAL
+        self._verdict = self._engine.loop.create_task(self._await_verdict())
+        return 0
+
+    async def _await_verdict(self) -> None:
+        status = await self._connected.lease.exit_status()
+        is_clean = status is None or status.clean
+        self.relay.verdict(CloseCode.NORMAL if is_clean else CloseCode.INTERNAL_ERROR)
+
+    def ended(self) -> None:
+        """Both legs are released: the lease goes back, and the access line is written."""
+        relay = self.relay
+        if self._verdict is not None:
+            self._verdict.cancel()
+        slot = self._connected.lease.slot
+        self._connected.lease.release()
+        if relay.is_text_broken:
+            _log.warning(
+                "%s sent bytes that are not UTF-8 on a text route (%s): the tunnel was closed with 1011; if the "
+                'backend speaks binary, set --frame-type binary (frame-type = "binary")',
+                slot.name,
+                slot.address,
+            )
+        log_tunnel(
+            peer=self._peer,
+            path=self._path,
+            backend=slot.name,
+            bytes_in=relay.bytes_in,
+            bytes_out=relay.bytes_out,
+            messages_in=relay.messages_in,
+            messages_out=relay.messages_out,
+            duration_s=self._engine.loop.time() - self._opened_s,
+            code=relay.close_code,
+            closed_by=relay.closed_by or "server",
+            limits=self._limits.log,
+        )
+        self._on_ended(self)

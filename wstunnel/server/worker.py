@@ -1,0 +1,154 @@
+"""One event loop that carries traffic: accepts, serves, drains, stops. Knows nothing of processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Sequence
+from typing import cast
+
+from wstunnel._relay import Engine
+from wstunnel.gateways.static import StaticGateway
+from wstunnel.limits import Limits
+from wstunnel.net.accept import Acceptor, peer_name
+from wstunnel.net.h1 import H1Connection
+from wstunnel.net.listen import Listener
+from wstunnel.net.wheel import TimerWheel
+from wstunnel.proto.close import CloseCode
+from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
+from wstunnel.server.session import Session
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger("wstunnel")
+
+
+class Worker:
+    """Carries the traffic of some listeners. The listeners and the backends belong to somebody else."""
+
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        routes: Sequence[TunnelRoute],
+        static: StaticGateway | None,
+        *,
+        max_connections: int,
+        limits: Limits,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._limits = limits
+        self._wheel = TimerWheel(limits.relay.tick_s, self._loop.time())
+        self._engine = Engine(
+            self._loop,
+            self._wheel,
+            read_bytes=limits.relay.read_bytes,
+            turn_bytes=limits.relay.turn_bytes,
+            look_s=limits.relay.look_s,
+        )
+        self._acceptor = Acceptor(
+            self._loop,
+            listeners,
+            max_connections=max_connections,
+            limits=limits.accept,
+            on_connection=self._admit,
+        )
+        self._router = Router(routes, static, limits=limits, tunnel=self._open_tunnel)
+        self._admissions: set[asyncio.Task[None]] = set()
+        self._connections: set[H1Connection] = set()
+        self._sessions: set[Session] = set()
+        self._is_draining = False
+        self._is_idle = asyncio.Event()
+
+    def start(self) -> None:
+        """Accept and serve from now on."""
+        self._wheel.start(self._loop)
+        self._acceptor.start()
+
+    async def drain(self, code: CloseCode, *, within_s: float) -> None:
+        """Accept no more, let every tunnel end with `code` and what was received delivered; cut what takes longer."""
+        self._is_draining = True
+        self._acceptor.stop()
+        for connection in list(self._connections):
+            connection.drain()
+        for session in list(self._sessions):
+            session.relay.leave(code)
+        self._note_idle()
+        try:
+            async with asyncio.timeout(within_s):
+                await self._is_idle.wait()
+        except TimeoutError:
+            _log.warning("%d tunnels had not ended after %g s and were cut", len(self._sessions), within_s)
+        self.abort(code)
+
+    def abort(self, code: CloseCode = CloseCode.GOING_AWAY) -> None:
+        """Cut what is left: CLOSE with `code`, sockets released. `drain` then returns."""
+        self._acceptor.stop()
+        for task in list(self._admissions):
+            task.cancel()
+        for connection in list(self._connections):
+            connection.abort()
+        for session in list(self._sessions):
+            session.relay.abort(code)
+        self._is_idle.set()
+
+    def close(self) -> None:
+        """Give the loop back; nothing is open any more."""
+        self._wheel.stop()
+        self._engine.close()
+
+    def _admit(self, sock: socket.socket) -> None:
+        task = self._loop.create_task(self._connect(sock))
+        self._admissions.add(task)
+        task.add_done_callback(self._admissions.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        """The accepted socket becomes a connection that reads requests."""
+        connection = H1Connection(
+            on_request=self._router.serve,
+            peer=peer_name(sock),
+            scheme="http",
+            limits=self._limits.head,
+            wheel=self._wheel,
+            buffer=self._engine.view,
+            on_closed=lambda: self._connection_closed(connection),
+        )
+        self._connections.add(connection)
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, sock)
+        except BaseException:
+            sock.close()
+            self._connection_closed(connection)
+            raise
+
+    def _connection_closed(self, connection: H1Connection) -> None:
+        if connection in self._connections:
+            self._connections.discard(connection)
+            self._acceptor.release()
+            self._note_idle()
+
+    async def _open_tunnel(self, opening: OpenTunnel) -> None:
+        """The handshake passed and the backend is connected: answer 101 and join the two."""
+        exchange = opening.exchange
+        try:
+            taken = await exchange.take_over(opening.answer.headers)
+        except BaseException:
+            opening.connected.close()
+            raise
+        self._connections.discard(cast(H1Connection, taken.transport.get_protocol()))
+        session = Session(
+            self._engine, exchange.request, opening.connected, limits=self._limits, on_ended=self._session_ended
+        )
+        self._sessions.add(session)
+        await session.open(taken, opening.policy, is_binary=opening.is_binary)
+        if self._is_draining:
+            session.relay.leave(CloseCode.GOING_AWAY)
+
+    def _session_ended(self, session: Session) -> None:
+        self._sessions.discard(session)
+        self._acceptor.release()
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if self._is_draining and not self._sessions and not self._connections:
+            self._is_idle.set()
