@@ -15,7 +15,7 @@ import stat
 from wstunnel.errors import StartError
 from wstunnel.settings import TcpAddress, UnixAddress
 
-__all__ = ["bind_tcp", "bind_unix", "make_folder_of", "unlink_if_ours"]
+__all__ = ["bind_tcp", "bind_unix", "make_folder_of", "remove_folder", "unlink_if_ours"]
 
 _SUN_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
 
@@ -141,6 +141,12 @@ def make_folder_of(path: str) -> str | None:
             f"{UnixAddress(path)}: the folder {folder} does not exist and cannot be made ({error.strerror}); create it"
         ) from error
     return folder
+
+
+def remove_folder(folder: str) -> None:
+    """Take away what `make_folder_of` made, unless somebody has put something in it or it is gone."""
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 def unlink_if_ours(path: str, inode: int) -> None:

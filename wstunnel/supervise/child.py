@@ -1,0 +1,85 @@
+"""One running process: how to watch it, end it, and learn how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+
+from wstunnel.supervise import procfs
+
+__all__ = ["Child", "ExitStatus"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: an exit code, or a signal, or neither when nobody could tell."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def clean(self) -> bool:
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.code is not None:
+            return f"exited with status {self.code}"
+        if self.signal is not None:
+            try:
+                return f"killed by {signal.Signals(self.signal).name}"
+            except ValueError:  # real-time signals have no names
+                return f"killed by signal {self.signal}"
+        return "ended"
+
+
+class Child:
+    """A process that leads its own process group. `pidfd` becomes readable when it has ended.
+
+    raises  OSError when no descriptor for watching is left; the process is ended then
+    """
+
+    __slots__ = ("_popen", "pid", "pidfd")
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+        self.pid = popen.pid
+        try:
+            self.pidfd = os.pidfd_open(popen.pid)
+        except OSError:
+            popen.kill()
+            popen.wait()
+            raise
+
+    def is_exiting(self) -> bool:
+        """Dead but not yet reaped, or in the act of exiting."""
+        return procfs.is_ending(self.pid)
+
+    def signal_group(self, number: int) -> None:
+        """Signal the process and its group; no error if they are gone or not ours to signal."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:  # it has moved itself to another group
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def reap(self) -> ExitStatus | None:
+        """How the process ended, its zombie gone; None while it runs (or a debugger holds the zombie)."""
+        try:
+            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # Our own starter made us ignore SIGCHLD, or somebody else in this process reaps every child.
+            status = ExitStatus()
+        else:
+            if info is None:
+                return None
+            is_exit = info.si_code == os.CLD_EXITED
+            status = ExitStatus(code=info.si_status) if is_exit else ExitStatus(signal=info.si_status)
+        self._popen.returncode = status.code if status.code is not None else -(status.signal or 0)
+        return status
+
+    def close(self) -> None:
+        """Stop watching."""
+        os.close(self.pidfd)

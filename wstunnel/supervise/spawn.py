@@ -1,0 +1,123 @@
+"""Starting a program the way a backend expects it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from wstunnel.errors import StartError, safe
+from wstunnel.supervise.child import Child
+
+__all__ = ["CHILD_PATH", "Program", "catch_ignored_signals", "find_program", "spawn"]
+
+CHILD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""The whole environment of a backend is this PATH."""
+
+_FIRST_LINE_BYTES = 256  # linux/binfmts.h, BINPRM_BUF_SIZE: what the kernel itself reads of a #! line
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program with an absolute path, and its arguments."""
+
+    path: str
+    arguments: tuple[str, ...] = ()
+
+
+def find_program(argv: tuple[str, ...]) -> Program:
+    """The program that `argv` means; a name without a slash is searched as a shell would.
+
+    raises  StartError when the search finds nothing; a path is not looked at before it is started
+    """
+    name, *arguments = argv
+    if "/" in name:
+        return Program(os.path.abspath(name), tuple(arguments))
+    found = shutil.which(name, path=f"{CHILD_PATH}:{os.defpath}")
+    if found is None:
+        raise StartError(f"bin-path {name}: no such program in {CHILD_PATH}; give its whole path")
+    return Program(found, tuple(arguments))
+
+
+def spawn(program: Program, *, listener: socket.socket, stderr_fd: int) -> Child:
+    """The running program, its exec already done.
+
+    in      listener   becomes fd 0, blocking; stays open here
+            stderr_fd  becomes fd 2; stays open here
+    out     a process that leads a new process group, with /dev/null on fd 1, no further descriptor, no signal
+            blocked, PATH as its only environment, in the folder of its program
+    raises  StartError saying why the program could not be started
+    """
+    listener.setblocking(True)  # the flag is shared with every process before, and one may have changed it
+    try:
+        with _no_signal_blocked():
+            popen = subprocess.Popen(
+                (program.path, *program.arguments),
+                stdin=listener.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=stderr_fd,
+                cwd=os.path.dirname(program.path),
+                env={"PATH": CHILD_PATH},
+                process_group=0,
+            )
+        return Child(popen)
+    except OSError as error:
+        raise StartError(f"bin-path {program.path}: {_why_not(program.path, error)}") from error
+
+
+@contextlib.contextmanager
+def _no_signal_blocked() -> Iterator[None]:
+    """A process inherits the signal mask of the thread that starts it, so this thread has none for a moment."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def catch_ignored_signals() -> None:
+    """Signals that our own starter made us ignore (nohup, a shell's &) stay without effect here, and children
+    start with their defaults again: exec keeps "ignored", but not a handler. Call once, from the main thread.
+
+    SIGCHLD goes back to its default here too, or the kernel would throw exit statuses away. Signals that Python
+    itself ignores are given back by subprocess.
+    """
+    pythons_own = {signal.SIGPIPE, signal.SIGXFSZ}
+    for number in signal.valid_signals() - pythons_own:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else lambda *_: None)
+
+
+def _why_not(path: str, error: OSError) -> str:
+    match error.errno:
+        case errno.ENOENT if os.path.exists(path):
+            first_line = _first_line(path)
+            if first_line.startswith(b"#!"):
+                why = f'its first line, "{safe(first_line)}", names an interpreter that does not exist; correct it'
+            else:
+                why = "the loader that it asks for does not exist; take a program built for this system"
+        case errno.ENOENT:
+            why = "does not exist; correct the path or install the program"
+        case errno.EACCES if os.path.isdir(path):
+            why = "is a folder; name the program in it"
+        case errno.EACCES:
+            why = "is not executable for this user; chmod +x it, and see that its folders can be entered"
+        case errno.ENOEXEC:
+            why = "is neither a binary of this machine nor a script with a #! line; add one"
+        case _:
+            why = f"cannot be started: {error.strerror}"
+    return why
+
+
+def _first_line(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.readline(_FIRST_LINE_BYTES).rstrip(b"\n")
+    except OSError:
+        return b""
