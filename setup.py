@@ -1,4 +1,4 @@
-"""Builds the compiled core. WSTUNNEL_BUILD chooses the flags: release (default), debug, asan, annotate."""
+"""Builds the compiled core. WSTUNNEL_BUILD chooses the flags: release (default), debug, asan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ _FLAGS: dict[str, tuple[list[str], list[str]]] = {
         ["-O1", "-g3", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
         ["-fsanitize=address,undefined"],
     ),
-    "annotate": (["-O0"], []),
 }
 
 _build = os.environ.get("WSTUNNEL_BUILD", "release")
@@ -34,7 +33,6 @@ setup(
             for name in ("_speedups", "_relay")
             if os.path.exists(f"wstunnel/{name}.pyx")
         ],
-        annotate=_build == "annotate",
         compiler_directives={"warn.unused": True},
     )
 )

@@ -40,7 +40,7 @@ def key_lines(text: str) -> dict[KeyPath, int]:
     table: KeyPath = ()
     for line, tokens in _statements(text):
         if tokens[0] == "[":
-            table = _key(tokens)
+            table = _in_last(_key(tokens), seen)
             if tokens[1] == "[":
                 seen[table] += 1
                 table = (*table, str(seen[table]))
@@ -48,6 +48,14 @@ def key_lines(text: str) -> dict[KeyPath, int]:
         else:
             lines.setdefault(table + _key(tokens[: tokens.index("=")]), line)
     return lines
+
+
+def _in_last(table: KeyPath, seen: Counter[KeyPath]) -> KeyPath:
+    """The table of a header, inside the latest of every array of tables that it names: `[route.x]` -> route 2, x."""
+    path: KeyPath = ()
+    for part in table:
+        path = (*path, str(seen[path]), part) if path in seen else (*path, part)
+    return path
 
 
 def _statements(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -37,6 +37,7 @@ __all__ = ["ROUTE_OPTIONS", "SERVER_OPTIONS", "Kind", "Option", "OptionError", "
 
 _MAX_PORT = 65535
 _SHOWN_CHARS = LogLimits().path_chars
+_SHOWN_BITS = 64
 
 
 class OptionError(ValueError):
@@ -63,12 +64,12 @@ def shown(value: object) -> str:
             return f'"{safe(value, _SHOWN_CHARS)}"'
         case bool():
             return "true" if value else "false"
+        case int() if value.bit_length() > _SHOWN_BITS:  # Python refuses to print the longest
+            return f"a number of {value.bit_length()} bits"
         case int() | float():
-            return safe(repr(value))
-        case list():
-            return "a list"
-        case dict():
-            return "a table"
+            return repr(value)
+        case list() | dict():
+            return "a list" if isinstance(value, list) else "a table"
         case _:
             return safe(str(value))
 

@@ -36,7 +36,9 @@ def read(path: str, over: Draft | None = None) -> Settled:
     problems = Problems()
     server = file.draft({name: value for name, value in file.top.items() if name != _ROUTE}, (), problems)
     routes = [file.draft(table, (_ROUTE, str(number)), problems) for number, table in file.routes(problems)]
-    if _ROUTE not in file.top and not any(draft.has("document_root") for draft in (server, over) if draft is not None):
+    if file.top.get(_ROUTE, []) == [] and not any(
+        draft.has("document_root") for draft in (server, over) if draft is not None
+    ):
         problems.add(server.where(None), "nothing to serve: it takes a [[route]] or a document-root")
     return settle([server] if over is None else [server, over], routes, problems)
 

@@ -1,0 +1,227 @@
+"""wstunnel.toml: the shape that the README shows, and every mistake in its place."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Callable
+
+import pytest
+
+from wstunnel.config.toml import load, read
+from wstunnel.errors import ConfigError
+from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch) -> Write:
+    """Write a wstunnel.toml beside an executable ./echo.pl and a folder www; its name as seen from that folder."""
+    program = tmp_path / "echo.pl"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    (tmp_path / "www").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def to_file(text: str) -> str:
+        (tmp_path / "wstunnel.toml").write_text(textwrap.dedent(text), encoding="utf-8")
+        return "wstunnel.toml"
+
+    return to_file
+
+
+def problems(path: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return list(caught.value.problems)
+
+
+def test_a_whole_file_becomes_settings(write, tmp_path):
+    path = write(
+        """\
+        listen = ["127.0.0.1:8081", "[::1]:0", "unix:http.sock"]
+        document-root = "www"
+        max-connections = 10_000
+        log-level = "debug"
+        log-format = "json"
+
+        [[route]]
+        path = "/ws/"
+        gateway = "tunnel"
+        socket = "/run/wstunnel/echo.sock"
+        bin-path = "./echo.pl 'a b'"
+        max-procs = 4
+        frame-type = "binary"
+        origins = ["https://example.com", "*.example.org"]
+        subprotocols = ["chat", "binary"]
+        ping-interval = 0
+        ping-timeout = 1.5
+        max-read-idle = 60
+        max-write-idle = 0
+        close-timeout = 0
+        connect-timeout = 0.5
+
+        [[route]]
+        suffix = ".chat"
+        host = "backend.example"
+        port = 7000
+
+        [[route]]
+        port = 7001
+        """
+    )
+    assert load(path) == Settings(
+        listen=(TcpAddress("127.0.0.1", 8081), TcpAddress("::1", 0), UnixAddress(f"{tmp_path}/http.sock")),
+        document_root=f"{tmp_path}/www",
+        max_connections=10_000,
+        log_level="debug",
+        log_format="json",
+        routes=(
+            Route(
+                path="/ws/",
+                socket="/run/wstunnel/echo.sock",
+                bin_path=(f"{tmp_path}/echo.pl", "a b"),
+                max_procs=4,
+                frame_type="binary",
+                origins=("https://example.com", "*.example.org"),
+                subprotocols=("chat", "binary"),
+                ping_interval_s=0.0,
+                ping_timeout_s=1.5,
+                max_read_idle_s=60.0,
+                max_write_idle_s=0.0,
+                close_timeout_s=0.0,
+                connect_timeout_s=0.5,
+            ),
+            Route(path=None, suffix=".chat", host="backend.example", port=7000),
+            Route(host="127.0.0.1", port=7001),
+        ),
+    )
+
+
+def test_relative_paths_start_from_the_folder_of_the_file(write, tmp_path, monkeypatch):
+    path = write('document-root = "www"\n[[route]]\nsocket = "echo.sock"\nbin-path = "./echo.pl"')
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    settings = load(f"../{path}")
+    route = settings.routes[0]
+    assert settings.document_root == f"{tmp_path}/www"
+    assert (route.socket, route.bin_path) == (f"{tmp_path}/echo.sock", (f"{tmp_path}/echo.pl",))
+
+
+def test_every_problem_is_told_at_once_in_the_order_of_the_file(write, tmp_path):
+    path = write(
+        """\
+        listen = ["127.0.0.1:8081", ":80"]
+        max_connections = 5
+        documentroot = "www"
+
+        [[route]]
+        path = "ws"
+        socket = 3
+        max-procs = true
+        log-level = "info"
+
+        [[route]]  # suffix and path
+        path = "/ab"
+        suffix = ".b"
+        ping-timeout = nan
+        bin-path = "./nope"
+        port = 99999
+
+        [[route]]
+        "a\\tb" = 3
+        """
+    )
+    assert problems(path) == [
+        'wstunnel.toml:1: listen: ":80" has no host; write 127.0.0.1:80 for this machine only, '
+        "[::]:80 for every interface",
+        "wstunnel.toml:2: max_connections: unknown; did you mean max-connections?",
+        "wstunnel.toml:3: documentroot: unknown; did you mean document-root?",
+        'wstunnel.toml:6: route[1].path: must begin with a slash, got "ws"; write "/ws"',
+        "wstunnel.toml:7: route[1].socket: needs a path, got 3",
+        "wstunnel.toml:8: route[1].max-procs: needs a whole number from 1 to 1024, got true",
+        "wstunnel.toml:9: route[1].log-level: unknown here; log-level stands at the top of the file, "
+        "before the first [[route]]",
+        "wstunnel.toml:13: route[2].suffix: a route has a path or a suffix, not both",
+        "wstunnel.toml:14: route[2].ping-timeout: needs seconds over 0 and up to 31536000, got nan",
+        f'wstunnel.toml:15: route[2].bin-path: "{tmp_path}/nope" cannot be started: no such file or directory',
+        "wstunnel.toml:16: route[2].port: needs a whole number from 1 to 65535, got 99999",
+        "wstunnel.toml:18: route[3]: has no backend: it takes a socket, or a port (and a host)",
+        'wstunnel.toml:19: route[3]."a\\tb": unknown',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("pathh = 1", "wstunnel.toml:1: pathh: unknown here; path stands in a [[route]]"),
+        ("port = 1", "wstunnel.toml:1: port: unknown here; port stands in a [[route]]"),
+        ("routes = []", "wstunnel.toml:1: routes: unknown; routes are written as [[route]]"),
+        ("[server]\nx = 1", "wstunnel.toml:1: server: unknown"),
+        ("[route]\nport = 1", "wstunnel.toml:1: route: write [[route]], with double brackets"),
+        ("route = 5", "wstunnel.toml:1: route: needs [[route]] tables"),
+        ("route = [{port = 1}, 2]", "wstunnel.toml:1: route: needs [[route]] tables"),
+        ("\nroute = [\n{path = 1, port = 9}]", "wstunnel.toml:2: route[1].path: needs a URL path, got 1"),
+        ("[[route]]\nport = 1\n[route.extra]\nx = 1", "wstunnel.toml:3: route[1].extra: unknown"),
+        ("[[route]]\nport.x = 1", "wstunnel.toml:1: route[1].port: needs a whole number from 1 to 65535, got a table"),
+    ],
+)  # fmt: skip
+def test_a_name_or_table_out_of_place_is_told(write, text, problem):
+    assert problem in problems(write(text))
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", 'listen = ["127.0.0.1:1"]', "route = []"])
+def test_a_file_that_serves_nothing_is_refused(write, text):
+    assert problems(write(text)) == ["wstunnel.toml: nothing to serve: it takes a [[route]] or a document-root"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "problem"),
+    [
+        (b"a = 1\nb == 2\n", "wstunnel.toml:2: is not TOML: Invalid value at column 4"),
+        (b"a = 1\na = 2\n", "wstunnel.toml:2: is not TOML: Cannot overwrite a value at column 6"),
+        (b'a = 1\nb = """\n\n', "wstunnel.toml:4: is not TOML: Unterminated string at the end"),
+        (b"a = 1\nb = '\xff'\n", "wstunnel.toml:2: is not UTF-8"),
+        (b"a = " + b"9" * 5000, "wstunnel.toml: is not TOML: Exceeds the limit"),
+        (b"a = " + b"[" * 50_000, "wstunnel.toml: is nested too deeply"),
+        (b"#" * (1024 * 1024 + 1), "wstunnel.toml: has more than 1048576 bytes"),
+    ],
+)
+def test_what_is_not_toml_is_told_with_its_line(write, tmp_path, raw, problem):
+    path = write("")
+    (tmp_path / path).write_bytes(raw)
+    assert problems(path)[0].startswith(problem)
+
+
+def test_a_byte_order_mark_is_passed_over(write, tmp_path):
+    path = write("")
+    (tmp_path / path).write_bytes(b"\xef\xbb\xbf[[route]]\r\nport = 7\r\n")
+    assert load(path).routes == (Route(host="127.0.0.1", port=7),)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("missing.toml", "missing.toml: cannot be read: no such file or directory"),
+        ("www", "www: cannot be read: is a directory"),
+        ("a\0b", '"a\\x00b": is not a file name'),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told(write, path, problem):
+    write("")
+    assert problems(path) == [problem]
+
+
+def test_warnings_come_with_the_settings(write):
+    path = write("[[route]]\nport = 1\n\n[[route]]\npath = '/ws/'\nport = 2\n")
+    assert read(path).warnings == (
+        "wstunnel.toml:5: route[2].path: never reached, wstunnel.toml:1: route[1] takes all its requests",
+    )
+
+
+def test_the_examples_are_sound():
+    path = os.path.join(os.path.dirname(__file__), "..", "..", "..", "examples", "wstunnel.toml")
+    settled = read(path)
+    assert settled.settings.routes
+    assert settled.warnings == ()
