@@ -41,10 +41,11 @@ class Child:
     raises  OSError when no descriptor for watching is left; the process is ended then
     """
 
-    __slots__ = ("_popen", "pid", "pidfd")
+    __slots__ = ("_is_exiting", "_popen", "pid", "pidfd")
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
+        self._is_exiting = False
         self.pid = popen.pid
         try:
             self.pidfd = os.pidfd_open(popen.pid)
@@ -55,7 +56,9 @@ class Child:
 
     def is_exiting(self) -> bool:
         """Dead but not yet reaped, or in the act of exiting."""
-        return procfs.is_ending(self.pid)
+        if not self._is_exiting:  # there is no way back, and every tunnel of a dead process asks
+            self._is_exiting = procfs.is_ending(self.pid)
+        return self._is_exiting
 
     def signal_group(self, number: int) -> None:
         """Signal the process and its group; no error if they are gone or not ours to signal."""

@@ -47,7 +47,8 @@ class Pool:
 
     in      argv         program and arguments; empty: somebody else runs the backend
             kill_signal  what asks a process to end, before SIGKILL
-    Knows nothing about who connects: callers take a lease, connect to its address and release it.
+    Knows nothing about who connects: callers take a lease, connect to its address and release it. Slots are called
+    NAME-0, NAME-1, ..., or by their address when they are not ours.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Pool:
         raises  StartError; nothing is left behind then
         """
         if not self._argv:
-            self.slots = tuple(Slot(f"{self.name}-{index}", address) for index, address in enumerate(self._addresses))
+            self.slots = tuple(Slot(str(address), address) for address in self._addresses)
             return
         async with contextlib.AsyncExitStack() as undo:
             undo.push_async_callback(self.stop)
@@ -95,8 +96,8 @@ class Pool:
         bound   twice `kill_timeout_s`
         """
         await asyncio.gather(*(slot.stop() for slot in self._spawned))
-        for folder in self._folders:
-            remove_folder(folder)
+        while self._folders:
+            remove_folder(self._folders.pop())
 
     def abort(self) -> None:
         """SIGKILL every process now. `stop`, waiting already or called later, does the rest."""
