@@ -20,10 +20,9 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
 from libc.math cimport INFINITY
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
-from posix.types cimport off_t
 from posix.unistd cimport close as close_fd
 
 from wstunnel._speedups cimport (
@@ -40,7 +39,6 @@ from wstunnel._speedups cimport (
     SERVER_HEADER_MAX,
     Event,
     FrameParser,
-    Utf8,
     header_before,
     utf8_feed,
 )
@@ -197,7 +195,7 @@ cdef class Leg:
 
     # --- what the transport calls
 
-    def get_buffer(self, Py_ssize_t hint):  # noqa: the loop's hint is not needed
+    def get_buffer(self, Py_ssize_t hint):
         return self.engine.view
 
     def connection_made(self, transport):
