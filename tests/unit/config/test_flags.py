@@ -1,0 +1,188 @@
+"""The command line: one route at most, every mistake at once, and files under flags."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+import pytest
+
+from wstunnel.config.flags import flag_parser, settings_of
+from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS
+from wstunnel.errors import ConfigError
+from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> str:
+    """A current folder with an executable ./echo.pl and a folder www."""
+    (tmp_path / "echo.pl").write_text("#!/bin/sh\n")
+    (tmp_path / "echo.pl").chmod(0o755)
+    (tmp_path / "www").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return str(tmp_path)
+
+
+def settings(*words: str) -> Settings:
+    return settings_of(*flag_parser().parse_known_args(words)).settings
+
+
+def problems(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        settings(*words)
+    return list(caught.value.problems)
+
+
+def test_a_socket_and_a_program_are_the_whole_of_it(folder):
+    assert settings("--socket", "/run/echo.sock", "--bin-path", "./echo.pl") == Settings(
+        routes=(Route(socket="/run/echo.sock", bin_path=(f"{folder}/echo.pl",)),)
+    )
+
+
+def test_every_flag_reaches_its_setting(folder):
+    words = (
+        "--listen 127.0.0.1:0 --listen [::]:80 --listen=unix:a,b.sock --max-connections 100 --document-root www "
+        "--log-level error --log-format json --path /ws/ --host localhost --port 7000 --max-procs 3 "
+        "--frame-type binary --origins https://a.example,*.b.example --ping-interval 0 --ping-timeout 1.5 "
+        "--max-read-idle 3 --max-write-idle 4 --close-timeout 5.5 --connect-timeout 6"
+    )
+    assert settings(*words.split(), "--bin-path", "./echo.pl 'a b'") == Settings(
+        listen=(TcpAddress("127.0.0.1", 0), TcpAddress("::", 80), UnixAddress(f"{folder}/a,b.sock")),
+        max_connections=100,
+        document_root=f"{folder}/www",
+        log_level="error",
+        log_format="json",
+        routes=(
+            Route(
+                path="/ws/",
+                host="localhost",
+                port=7000,
+                bin_path=(f"{folder}/echo.pl", "a b"),
+                max_procs=3,
+                frame_type="binary",
+                origins=("https://a.example", "*.b.example"),
+                ping_interval_s=0.0,
+                ping_timeout_s=1.5,
+                max_read_idle_s=3.0,
+                max_write_idle_s=4.0,
+                close_timeout_s=5.5,
+                connect_timeout_s=6.0,
+            ),
+        ),
+    )
+
+
+def test_the_flags_of_the_issue_are_there():
+    known = {word for action in flag_parser()._actions for word in action.option_strings}
+    wanted = """--listen --path --socket --host --port --bin-path --max-procs --frame-type --origins --ping-interval
+        --document-root --max-connections --log-level -f --help --version"""
+    assert known >= set(wanted.split())
+
+
+def test_a_document_root_alone_is_enough(folder):
+    assert settings("--document-root", "www") == Settings(document_root=f"{folder}/www")
+
+
+def test_nothing_to_serve_is_refused():
+    assert problems() == [
+        "nothing to serve: give --socket, --port, --document-root or -f; --help has examples"
+    ]  # fmt: skip
+    assert problems("--listen", "127.0.0.1:1") == problems()
+
+
+def test_every_mistake_is_told_at_once(folder):
+    words = "--max-proc 4 --hosts=3 --path ws --path /a --ping-interval soon --document-root nope --suffix .x -x"
+    assert problems(*words.split()) == [
+        "--max-proc: unknown flag; did you mean --max-procs?",
+        "--hosts: unknown flag; did you mean --host?",
+        "--suffix: stands in a [[route]] of a file (-f) only",
+        "-x: unknown flag",
+        "--path: given more than once; a file (-f) takes any number of routes",
+        '--ping-interval: needs seconds from 0 to 31536000, got "soon"',
+        f'--document-root: "{folder}/nope" is not a folder',
+        "the route: has no backend: it takes a socket, or a port (and a host)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--max_procs", "4"], "--max_procs: unknown flag; did you mean --max-procs?"),
+        (["--sock", "a"], "--sock: unknown flag; did you mean --socket?"),
+        (["--colour=red"], "--colour: unknown flag"),
+        (["--port", "1", "check"], '"check": unexpected; the one command, check, comes first'),
+        (["--port", "1", "--help=x"], "-h/--help: ignored explicit argument 'x'"),
+        (["--port"], "--port: expected one argument"),
+        (["--port", "1", "--\x1b[31m"], "--\\x1b[31m: unknown flag"),
+    ],
+)
+def test_what_no_flag_takes_is_told_with_what_was_meant(words, problem):
+    assert problem in problems(*words)
+
+
+def test_a_flag_is_never_taken_for_a_longer_one():
+    """`--ping 3` could mean two flags today and a third tomorrow."""
+    assert problems("--document-root", "www", "--max-c", "3")[0].startswith("--max-c: unknown flag")
+
+
+def test_a_file_gives_routes_and_flags_win_over_its_top(folder):
+    with open("wstunnel.toml", "w") as file:
+        file.write('listen = ["127.0.0.1:1"]\nlog-level = "debug"\n[[route]]\nport = 7\n')
+    assert settings("-f", "wstunnel.toml", "--listen", "127.0.0.1:2", "--document-root", "www") == Settings(
+        listen=(TcpAddress("127.0.0.1", 2),),
+        document_root=f"{folder}/www",
+        log_level="debug",
+        routes=(Route(host="127.0.0.1", port=7),),
+    )
+
+
+def test_a_relative_flag_beside_a_file_starts_from_the_current_folder(folder):
+    os.mkdir("etc")
+    with open("etc/wstunnel.toml", "w") as file:
+        file.write("[[route]]\nport = 7\n")
+    assert settings("-f", "etc/wstunnel.toml", "--document-root", "www").document_root == f"{folder}/www"
+
+
+def test_a_document_root_flag_is_enough_for_a_file_without_routes(folder):
+    with open("wstunnel.toml", "w") as file:
+        file.write('log-level = "debug"')
+    assert settings("-f", "wstunnel.toml", "--document-root", "www").document_root == f"{folder}/www"
+
+
+def test_route_flags_beside_a_file_are_refused_by_name():
+    with open("wstunnel.toml", "w") as file:
+        file.write("[[route]]\nprt = 7\n")
+    assert problems("-f", "wstunnel.toml", "--port", "7", "--frame-type", "text", "--log-level", "loud") == [
+        '--log-level: needs debug or info or warning or error, got "loud"',
+        "--port, --frame-type: cannot stand beside -f; routes are in wstunnel.toml",
+        "wstunnel.toml:1: route[1]: has no backend: it takes a socket, or a port (and a host)",
+        "wstunnel.toml:2: route[1].prt: unknown; did you mean port?",
+    ]
+
+
+def test_a_mistake_beside_a_sound_file_is_refused():
+    with open("wstunnel.toml", "w") as file:
+        file.write("[[route]]\nport = 7\n")
+    assert problems("-f", "wstunnel.toml", "-f", "b.toml") == ["-f: given more than once"]
+
+
+def test_help_stands_in_groups_with_every_flag_and_examples():
+    text = flag_parser().format_help()
+    groups = ["listening", "backend", "policy", "timeouts", "files", "logging"]
+    order = [text.index(f"\n{group}:\n") for group in groups]
+    assert order == sorted(order)
+    for option in (*SERVER_OPTIONS.values(), *ROUTE_OPTIONS.values()):
+        assert (f"  --{option.name} {option.metavar}" in text) == option.is_flag
+    assert "exit codes: 0 ended as asked, 1 failed at run time, 2 unusable configuration" in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_every_example_of_the_help_is_sound():
+    with open("wstunnel.toml", "w") as file:
+        file.write("[[route]]\nport = 7\n")
+    text = flag_parser().format_help().replace("\\\n", "")
+    examples = [line.strip() for line in text.splitlines() if line.startswith("    wstunnel ")]
+    assert 4 <= len(examples) <= 8
+    for example in examples:
+        words = shlex.split(example)[1:]
+        assert settings(*(words[1:] if words[0] == "check" else words)).routes
