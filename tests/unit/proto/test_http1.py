@@ -70,8 +70,9 @@ def test_head_is_the_same_however_it_is_cut(cut):
     assert read(PLAIN[:cut], PLAIN[cut:]) == (request_of(PLAIN), b"")
 
 
-def test_what_follows_the_head_is_handed_back_untouched():
-    frames = b"\x81\x85\r\n\r\n\r\n\x00\xff"
+@pytest.mark.parametrize("frames", [b"\x81\x85\r\n\r\n\r\n\x00\xff", b"\xff", b"\n" * 70_000, bytes(70_000)])
+def test_what_follows_the_head_is_handed_back_untouched(frames):
+    """More than a head may hold, too: a read is larger than that."""
     assert read(PLAIN + frames)[1] == frames
 
 
@@ -224,6 +225,8 @@ REFUSED = {
     "target *": (BY_US, b"GET * HTTP/1.1\r\nHost: a\r\n\r\n"),
     "OPTIONS *": (BY_US, b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
     "CONNECT": (BY_US, b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "CONNECT with a path": (BY_US, b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    "CONNECT with a URL": (BY_US, b"CONNECT http://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "absolute target of another scheme": (BY_US, b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "absolute target with a user": (BY_US, b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n"),
     "absolute target without a host": (BY_US, b"GET http:///x HTTP/1.1\r\nHost: a\r\n\r\n"),
@@ -421,6 +424,7 @@ def heads(draw: st.DrawFn) -> bytes:
     return before + method + blank + target + blank + version + end + host + b"".join(lines) + end
 
 
+@settings(deadline=None)
 @given(heads() | st.binary(max_size=40).map(lambda noise: PLAIN[:10] + noise), st.data())
 @example(PLAIN + b"\x81\x80abcd", None)
 def test_every_cut_gives_what_one_piece_gives(head, data):
@@ -460,7 +464,7 @@ def is_refused_by_us_only(head: bytes, request: h11.Request) -> bool:
     )
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(heads())
 def test_h11_takes_what_we_take_and_reads_the_same(head):
     """And what only h11 takes is on the list above."""

@@ -90,6 +90,7 @@ LISTED = [
     ("https://[2001:db8:0::1]:8443", "https://[2001:db8::1]:8443", True),
     ("https://b\xfccher.example", "https://xn--bcher-kva.example", True),
     ("https://B\xdcCHER.example:8443", "https://xn--bcher-kva.example:8443", True),
+    ("https://X.b\xfccher.example", "https://x.xn--bcher-kva.example", True),
     ("chrome-extension://abcdef", "chrome-extension://abcdef", True),
     ("https://host.example", "https://host.example", True),
     ("https://a.example", "http://a.example", False),
