@@ -16,6 +16,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
+from urllib.parse import unquote
 
 from wstunnel.errors import safe
 from wstunnel.limits import LogLimits, OptionLimits, SpawnLimits
@@ -261,6 +262,9 @@ def _url_part(text: str) -> str:
     for char, meaning in (("?", "a query"), ("#", "a fragment")):
         if char in text:
             raise OptionError(f"only the path of a request is matched, and {shown(text)} holds {meaning}")
+    decoded = unquote(text)
+    if decoded != text:
+        raise OptionError(f"requests are decoded before they are matched; write {shown(decoded)} for {shown(text)}")
     if {".", ".."}.intersection(text.split("/")):
         raise OptionError(f"{shown(text)} can never match: requests lose their . and .. before they are matched")
     return text

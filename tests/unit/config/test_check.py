@@ -13,7 +13,7 @@ from wstunnel.config.toml import load
 from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
 
 NAMES = st.text(
-    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/?#"), min_size=1, max_size=8
+    st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/?#%"), min_size=1, max_size=8
 ).filter(lambda name: name.strip() and name not in {".", ".."})
 PATHS = st.lists(NAMES, min_size=1, max_size=2).map(lambda names: "/" + "/".join(names))
 SECONDS = st.floats(0.001, 1e7)

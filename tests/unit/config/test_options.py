@@ -182,6 +182,7 @@ def test_control_characters_are_refused(name, text):
         ("ws", 'must begin with a slash, got "ws"; write "/ws"'),
         ("/ws?a", 'only the path of a request is matched, and "/ws?a" holds a query'),
         ("/ws#a", 'only the path of a request is matched, and "/ws#a" holds a fragment'),
+        ("/a%20b", 'requests are decoded before they are matched; write "/a b" for "/a%20b"'),
         ("/a/../b", '"/a/../b" can never match: requests lose their . and .. before they are matched'),
         ("/.", '"/." can never match: requests lose their . and .. before they are matched'),
     ],
@@ -190,7 +191,7 @@ def test_a_path_that_no_request_can_have_is_refused(written, text):
     assert refusal("path", written) == text
 
 
-@pytest.mark.parametrize("written", ["/", "/ws", "/ws/", "/a..b/.c"])
+@pytest.mark.parametrize("written", ["/", "/ws", "/ws/", "/a..b/.c", "/100%", "/ä b"])
 def test_a_path_is_kept_as_written(written):
     assert OPTIONS["path"].kind.from_toml(written) == written
 

@@ -1,0 +1,46 @@
+"""Bounds are numbers that bound something, and fit each other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from wstunnel.limits import Limits
+
+LIMITS = Limits()
+GROUPS = [each.name for each in dataclasses.fields(Limits)]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_bound_is_a_positive_number_that_nobody_changes(group):
+    bounds = getattr(LIMITS, group)
+    for each in dataclasses.fields(bounds):
+        assert getattr(bounds, each.name) > 0
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(bounds, each.name, 1)
+
+
+def test_waits_grow_from_the_first_to_the_last():
+    assert LIMITS.restart.first_wait_s < LIMITS.restart.max_wait_s
+    assert LIMITS.accept.first_pause_s < LIMITS.accept.max_pause_s
+
+
+def test_accepting_resumes_below_the_limit():
+    assert 0 < LIMITS.accept.resume_below < 1
+
+
+def test_a_turn_is_at_least_one_read():
+    assert LIMITS.relay.turn_bytes >= LIMITS.relay.read_bytes
+
+
+def test_what_the_issue_promises_about_heads():
+    assert (LIMITS.head.max_head_bytes, LIMITS.head.max_fields, LIMITS.head.head_timeout_s) == (16 * 1024, 100, 10.0)
+
+
+def test_one_read_is_held_per_direction():
+    assert LIMITS.relay.read_bytes == 64 * 1024
+
+
+def test_a_stop_kills_after_five_seconds():
+    assert LIMITS.spawn.kill_timeout_s == 5.0
