@@ -26,10 +26,6 @@ def test_waits_grow_from_the_first_to_the_last():
     assert LIMITS.accept.first_pause_s < LIMITS.accept.max_pause_s
 
 
-def test_accepting_resumes_below_the_limit():
-    assert 0 < LIMITS.accept.resume_below < 1
-
-
 def test_a_turn_is_at_least_one_read():
     assert LIMITS.relay.turn_bytes >= LIMITS.relay.read_bytes
 

@@ -56,6 +56,6 @@ def test_the_help_tells_the_default(option: Option):
 
 def test_settings_do_not_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Settings().routes = ()  # type: ignore[misc]
+        Settings().routes = ()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Route().port = 1  # type: ignore[misc]
+        Route().port = 1
