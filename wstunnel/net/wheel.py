@@ -24,14 +24,13 @@ class TimerWheel:
     bound   two dict entries per item
     """
 
-    __slots__ = ("_buckets", "_handle", "_loop", "_next_tick", "_places", "_tick_s", "now_s")
+    __slots__ = ("_buckets", "_handle", "_next_tick", "_places", "_tick_s", "now_s")
 
     def __init__(self, tick_s: float, now_s: float = 0.0) -> None:
         self._tick_s = tick_s
         self._buckets: dict[int, dict[Timed, None]] = {}
         self._places: dict[Timed, int] = {}
         self._next_tick = self._tick_of(now_s)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self.now_s = now_s
 
@@ -78,21 +77,13 @@ class TimerWheel:
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Turn with the loop's clock until `stop`."""
-        self._loop = loop
-        self._turn()
+        self._handle = loop.call_later(self._tick_s, self.start, loop)
+        self.advance(loop.time())
 
     def stop(self) -> None:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        self._loop = None
-
-    def _turn(self) -> None:
-        loop = self._loop
-        if loop is None:
-            return
-        self._handle = loop.call_later(self._tick_s, self._turn)
-        self.advance(loop.time())
 
     def _tick_of(self, at_s: float) -> int:
         return int(at_s / self._tick_s)
