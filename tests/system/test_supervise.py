@@ -484,6 +484,35 @@ def test_each_death_is_one_line_that_says_how_and_what_happens_next(run, tmp_pat
     assert {record.levelno for record in caplog.records if record.name == "wstunnel.supervise"} == {logging.WARNING}
 
 
+def test_a_program_that_was_healthy_is_started_again_at_once(run, tmp_path, caplog):
+    async def main() -> None:
+        limits = dataclasses.replace(LIMITS, restart=RestartLimits(healthy_after_s=0.0, first_wait_s=DEADLINE_S))
+        async with running(program(tmp_path, ECHO), unix(tmp_path), limits) as pool:
+            await ask(pool.slots[0].address, "be killed")
+            assert await ask(pool.slots[0].address, "hello") == "hello"
+
+    run(main())
+
+    (line,) = messages(caplog, "wstunnel.supervise")
+    assert line.endswith(" s; started again now")
+
+
+def test_a_stop_forgets_the_start_that_is_due(run, tmp_path):
+    async def main() -> None:
+        wait_s = 0.02
+        limits = dataclasses.replace(LIMITS, restart=RestartLimits(healthy_after_s=1000, first_wait_s=wait_s))
+        async with running(program(tmp_path, ECHO), unix(tmp_path), limits) as pool:
+            slot = pool.slots[0]
+            os.kill(slot.pid, signal.SIGKILL)
+            await eventually(lambda: slot.state == "waiting", "the slot waits")
+            loop = asyncio.get_running_loop()
+            due_s = loop.time() + wait_s
+        await eventually(lambda: loop.time() > due_s, "the next start was due")
+        assert slot.restarts == 0
+
+    run(main())
+
+
 def test_a_program_that_dies_at_once_is_started_later_and_later_and_can_be_stopped(run, tmp_path, caplog):
     async def main() -> None:
         limits = dataclasses.replace(LIMITS, restart=RestartLimits(first_wait_s=0.01))

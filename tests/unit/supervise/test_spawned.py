@@ -58,6 +58,7 @@ def test_a_process_that_even_sigkill_does_not_end_is_left_behind_and_said_so(tmp
     """One that sleeps in the kernel, or that has become another user's."""
 
     async def main() -> None:
+        before = os.listdir("/proc/self/fd")
         slot = spawned(tmp_path, kill_timeout_s=0.01)
         slot.launch()
         pids.append(slot.pid)
@@ -65,6 +66,7 @@ def test_a_process_that_even_sigkill_does_not_end_is_left_behind_and_said_so(tmp
             patch.setattr(Child, "signal_group", lambda child, number: None)
             await slot.stop()
         assert slot.state == "stopped"
+        assert os.listdir("/proc/self/fd") == before
 
     pids: list[int | None] = []
     with pytest.warns(ResourceWarning, match="still running"):

@@ -111,3 +111,16 @@ def test_a_flush_logs_all_that_the_pipe_holds_and_stops_there(caplog):
         pipe.close()
 
     asyncio.run(main())
+
+
+def test_the_last_words_of_all_are_logged_when_the_pipe_is_closed(caplog):
+    caplog.set_level(logging.INFO, "wstunnel.backend")
+
+    async def main() -> None:
+        pipe = StderrPipe("echo-0", SpawnLimits(), asyncio.get_running_loop())
+        os.write(pipe.write_fd, b"bye\nfor ever")
+        pipe.close()
+
+    asyncio.run(main())
+
+    assert caplog.messages == ["echo-0: bye", "echo-0: for ever"]
