@@ -8,7 +8,6 @@ without `index.html` is a 404 too.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
@@ -19,14 +18,14 @@ from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Protocol
 from urllib.parse import quote
 
 from wstunnel.errors import StartError, TunnelError
 from wstunnel.limits import FileLimits
+from wstunnel.net.h1 import Exchange
 from wstunnel.proto.request import Headers, Request
 
-__all__ = ["Exchange", "ShortFileError", "StaticGateway"]
+__all__ = ["ShortFileError", "StaticGateway"]
 
 _INDEX = b"index.html"
 _ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -95,19 +94,6 @@ _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [1-9][0-9]{3} [0
 _ONE_RANGE = re.compile(r"bytes=[ \t]*([0-9]{0,19})-([0-9]{0,19})[ \t]*", re.IGNORECASE)
 
 
-class Exchange(Protocol):
-    """One plain request and its answer. For HEAD no body byte is sent, whatever is passed."""
-
-    @property
-    def request(self) -> Request: ...
-
-    async def respond(self, status: int, headers: Headers = (), body: bytes = b"", *, close: bool = False) -> None: ...
-
-    async def start(self, status: int, headers: Headers, length: int) -> None: ...
-
-    async def write(self, chunk: bytes) -> None: ...
-
-
 class ShortFileError(TunnelError):
     """A file ended before the length that was announced for it: the connection cannot go on."""
 
@@ -154,7 +140,7 @@ class StaticGateway:
         """
         request = exchange.request
         if request.method not in ("GET", "HEAD"):
-            await _refuse(exchange, HTTPStatus.METHOD_NOT_ALLOWED, (("allow", "GET, HEAD"),))
+            await _refuse(exchange, HTTPStatus.METHOD_NOT_ALLOWED, (("Allow", "GET, HEAD"),))
             return
         names = _names(request.path)
         if names is None:
@@ -163,7 +149,7 @@ class StaticGateway:
         try:
             file = self._open(names)
         except IsADirectoryError:
-            await _refuse(exchange, HTTPStatus.MOVED_PERMANENTLY, (("location", _with_slash(request)),))
+            await _refuse(exchange, HTTPStatus.MOVED_PERMANENTLY, (("Location", _with_slash(request)),))
             return
         except OSError as error:
             await _refuse(exchange, _status_of(error))
@@ -192,7 +178,7 @@ class StaticGateway:
 
     async def _send(self, exchange: Exchange, file: _File) -> None:
         request = exchange.request
-        validators = (("etag", file.etag), ("last-modified", file.last_modified))
+        validators = (("ETag", file.etag), ("Last-Modified", file.last_modified))
         refused = _precondition(request, file)
         if refused is HTTPStatus.NOT_MODIFIED:
             await exchange.respond(refused, validators)
@@ -201,10 +187,10 @@ class StaticGateway:
             await _refuse(exchange, refused)
             return
         headers: Headers = (
-            ("content-type", file.type),
+            ("Content-Type", file.type),
             *validators,
-            ("accept-ranges", "bytes"),
-            ("x-content-type-options", "nosniff"),
+            ("Accept-Ranges", "bytes"),
+            ("X-Content-Type-Options", "nosniff"),
         )
         part = _range(request, file)
         if part is None:
@@ -213,12 +199,12 @@ class StaticGateway:
             await _refuse(
                 exchange,
                 HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE,
-                (("content-range", f"bytes */{file.size_bytes}"),),
+                (("Content-Range", f"bytes */{file.size_bytes}"),),
             )
             return
         else:
             status = HTTPStatus.PARTIAL_CONTENT
-            headers += (("content-range", f"bytes {part.start}-{part.stop - 1}/{file.size_bytes}"),)
+            headers += (("Content-Range", f"bytes {part.start}-{part.stop - 1}/{file.size_bytes}"),)
         await exchange.start(status, headers, len(part))
         if request.method == "GET":
             await self._copy(exchange, file, part)
@@ -234,12 +220,10 @@ class StaticGateway:
                 raise ShortFileError(f"a file of {file.size_bytes} bytes ended at byte {position} while it was sent")
             await exchange.write(chunk)
             position += len(chunk)
-            # A fast client never makes write() wait: the tunnels have their turn between two chunks all the same.
-            await asyncio.sleep(0)
 
 
 async def _refuse(exchange: Exchange, status: HTTPStatus, headers: Headers = ()) -> None:
-    text = (("content-type", "text/plain; charset=utf-8"), ("x-content-type-options", "nosniff"))
+    text = (("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff"))
     await exchange.respond(status, (*headers, *text), f"{status.value} {status.phrase}\n".encode())
 
 

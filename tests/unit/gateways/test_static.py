@@ -23,6 +23,12 @@ TEXT = bytes(range(48, 58)) * 10
 OLD_S = 1_600_000_000
 
 
+def fields(headers: Headers) -> dict[str, str]:
+    found = {name.lower(): value for name, value in headers}
+    assert len(found) == len(headers), "a field twice"
+    return found
+
+
 class Answer:
     """An exchange that keeps what it is told, and refuses what HTTP would not survive."""
 
@@ -36,12 +42,12 @@ class Answer:
 
     async def respond(self, status: int, headers: Headers = (), body: bytes = b"", *, close: bool = False) -> None:
         assert not self.status, "a second answer"
-        self.status, self.headers = status, dict(headers)
+        self.status, self.headers = status, fields(headers)
         self.body = b"" if self.request.method == "HEAD" else body
 
     async def start(self, status: int, headers: Headers, length: int) -> None:
         assert not self.status, "a second answer"
-        self.status, self.headers, self.length = status, dict(headers), length
+        self.status, self.headers, self.length = status, fields(headers), length
 
     async def write(self, chunk: bytes) -> None:
         assert self.length is not None
