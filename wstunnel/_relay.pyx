@@ -222,12 +222,11 @@ cdef class Leg:
             return
         if exc is not None:
             self.is_reset = True
-        self.drop_queue()
+        self.transport = None
+        self.is_read_ended = True
+        self.mark_write_dead(0)
         self.fd = -1
         self.is_closed = True
-        self.is_read_ended = True
-        self.is_write_dead = True
-        self.transport = None
         if self.relay is not None:
             self.leave()
 
@@ -331,7 +330,7 @@ cdef class Leg:
         return 0
 
     cdef int mark_write_dead(self, int error) except -1:
-        """The peer takes nothing more; what it has said is still to be read."""
+        """The peer takes nothing more, and nobody waits for it; what it has said is still to be read."""
         if self.is_write_dead:
             return 0
         self.is_write_dead = True
@@ -765,7 +764,7 @@ cdef class Relay:
                 if backend_stuck:
                     self.fail(CODE_INTERNAL)
                 else:
-                    self.closed_by = "server"
+                    self.client.mark_write_dead(0)
                     self.client.close()
                     self.begin_draining(CODE_ABNORMAL, 0, "server")
                 return now_s
