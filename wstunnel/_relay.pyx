@@ -610,6 +610,7 @@ cdef class Relay:
             if self.client.queue_bytes == 0:
                 self.backend.release(HOLD_QUEUE)
         else:
+            self.client_seen_s = self.engine.now_s      # it was not read: its silence begins now
             self.client.release(HOLD_QUEUE)
         return self.settle()
 
@@ -769,8 +770,8 @@ cdef class Relay:
                     self.begin_draining(CODE_ABNORMAL, 0, "server")
                 return now_s
             next_s = now_s + policy.max_write_idle_s / LOOKS_PER_TIMEOUT
-        if policy.max_read_idle_s > 0 and self.client.holds == 0:
-            at_s = self.client_seen_s + policy.max_read_idle_s
+        if policy.max_read_idle_s > 0:
+            at_s = policy.max_read_idle_s + (self.client_seen_s if self.client.holds == 0 else now_s)
             if now_s >= at_s:
                 self.begin_draining(CODE_GOING_AWAY, CODE_GOING_AWAY, "server")
                 return now_s

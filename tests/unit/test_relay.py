@@ -396,6 +396,45 @@ def test_a_pong_is_a_byte_that_max_read_idle_counts_from(run: Run):
     run(check())
 
 
+def test_max_read_idle_counts_from_the_moment_that_the_client_is_read_again(run: Run):
+    """While the backend is stuck we do not read the client, so that its silence says nothing."""
+
+    async def check() -> None:
+        async with Bench(max_read_idle_s=60.0, narrow=8192) as bench:
+            payload, rest = await bench.stuff_backend()
+            await bench.wait(59.0)
+            sending = asyncio.ensure_future(bench.client.send(rest[:-1]))
+            await bench.backend.recv_exactly(len(payload) - 1)
+            await sending
+            await bench.wait(60.0 - SLACK_S)
+            assert bench.relay.is_open
+
+            await bench.wait(2 * SLACK_S)
+
+            assert not bench.relay.is_open
+            bench.backend.close()
+
+    run(check())
+
+
+def test_max_read_idle_is_not_forgotten_over_a_backend_that_was_stuck_for_long(run: Run):
+    async def check() -> None:
+        async with Bench(max_read_idle_s=60.0, narrow=8192) as bench:
+            payload, rest = await bench.stuff_backend()
+            await bench.wait(100.0)
+            sending = asyncio.ensure_future(bench.client.send(rest))
+            await bench.backend.recv_exactly(len(payload))
+            await sending
+            await bench.wait(60.0 - SLACK_S)
+            assert bench.relay.is_open
+
+            await bench.wait(2 * SLACK_S)
+
+            assert not bench.relay.is_open
+
+    run(check())
+
+
 # --- an open tunnel: max-write-idle
 
 
