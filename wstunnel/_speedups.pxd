@@ -61,7 +61,8 @@ cdef class FrameParser:
 
     # Parse src[:n]; data payload is unmasked to dst (dst == src is the normal case; dst <= src, never ahead of it).
     # Returns at the first Event other than EVENT_NONE, or with all n bytes used. *used: bytes of src consumed;
-    # *made: payload bytes written at dst. After EVENT_CLOSE/EVENT_ERROR every later call uses all and makes nothing.
+    # *made: payload bytes written at dst. EVENT_ERROR uses all n; after it or EVENT_CLOSE every later call uses all and
+    # makes nothing.
     cdef Event run(self, const uint8_t* src, size_t n, uint8_t* dst, size_t* used, size_t* made) noexcept nogil
 
     # Is no message under way and no header half read?

@@ -218,12 +218,13 @@ cdef extern from *:
     {
         __m256i before = _mm256_setzero_si256();
         int was_wide = 0;       /* the step before was not ASCII, so it may have left a character open */
-        n = ws_boundary(p, n);
+        n = ws_boundary(p, n);      /* the zeros behind the last step would be a fault after an open character */
         for (size_t i = 0; i < n; i += 64) {
             uint8_t rest[64] = {0};
             const uint8_t *step = p + i;
             if (n - i < 64) {
-                if (n >= 64 && !was_wide
+                /* an ASCII end begins before i, so it shows too that the step before left nothing open */
+                if (n >= 64
                     && _mm256_movemask_epi8(_mm256_or_si256(ws_load32(p + n - 64), ws_load32(p + n - 32))) == 0)
                     return n;
                 step = memcpy(rest, p + i, n - i);
@@ -514,11 +515,11 @@ cdef class FrameParser:
                         size = header_length(header, CLIENT_HEADER_MAX, message)
                     else:
                         size = header_length(header, n - i, message)
-                    if size == 0:
-                        self.spilled = <uint8_t>(n - i)
-                        memcpy(self.spill, header, n - i)
-                        i = n
-                        break
+                        if size == 0:
+                            self.spilled = <uint8_t>(n - i)
+                            memcpy(self.spill, header, n - i)
+                            i = n
+                            break
                     i += <size_t>size     # of no meaning if refused
                 else:
                     header = self.spill
@@ -541,8 +542,7 @@ cdef class FrameParser:
                 if opcode & 0x08:
                     self.control_length = 0
                 elif opcode != OP_CONTINUATION:
-                    message = opcode
-                    self.text.state = self.text.held = 0
+                    message = opcode      # self.text is zero: the text before this ended on a character boundary
             take = n - i
             if take > left:
                 take = <size_t>left

@@ -112,7 +112,7 @@ def is_text(data: bytes) -> bool:
     return True
 
 
-def fed(data: bytes | memoryview, cuts: list[int] | None = None) -> tuple[int, int]:
+def fed(data: bytes | bytearray | memoryview, cuts: list[int] | None = None) -> tuple[int, int]:
     """What our validator says of the pieces, in the same terms."""
     validator = Utf8Validator()
     good = 0
@@ -171,6 +171,14 @@ def test_the_first_byte_that_cannot_continue_a_text_is_found_wherever_it_stands(
             before = (script * 10)[:chars].encode()
             for after in (b"", b"x", b"x" * 100, "é".encode() * 50):
                 assert fed(before + FAULTS[fault] + after) == (len(before) + bad, unfinished), (before, after)
+
+
+def test_no_place_in_a_short_ascii_text_goes_unseen(kernels):
+    for length in range(140):
+        for at in range(length):
+            data = bytearray(b"a" * length)
+            data[at] = 0xFF
+            assert fed(data) == (at, 0), (length, at)
 
 
 def test_all_pairs_of_bytes_are_judged_as_the_standard_does(kernels):
