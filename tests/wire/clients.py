@@ -242,7 +242,7 @@ class Client(Wire):
         return bytes(got)
 
     async def to_end(self, *, answer: bool = False) -> Heard:
-        """Everything up to the end; a frame after the CLOSE is a failure.
+        """Everything up to the end; then this side closes too, as a client does. A frame after the CLOSE is a failure.
 
         in      answer  say CLOSE back, with the same code, as a well-behaved client does
         """
@@ -255,6 +255,7 @@ class Client(Wire):
                     await self.send(close_frame(heard.code))
         except (ConnectionResetError, BrokenPipeError):
             heard.reset = True
+        self.close()
         return heard
 
     @staticmethod

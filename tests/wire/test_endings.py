@@ -307,6 +307,7 @@ def test_a_client_reset_ends_the_backends_connection(run: Run, stage):
             client.reset()
 
             await backend.gone()
+            backend.close()
             line = await on.line()
             assert (line["code"], line["closed_by"], line["bytes_in"]) == (1006, "client", 6)
 
@@ -315,7 +316,7 @@ def test_a_client_reset_ends_the_backends_connection(run: Run, stage):
 
 def test_a_client_reset_while_the_backend_talks_stops_the_backend(run: Run, stage):
     async def story():
-        async with stage(frame_type="binary") as on:
+        async with stage(frame_type="binary", close_timeout_s=SHORT_S) as on:
             client, backend = await on.join()
 
             async def talk():
@@ -598,18 +599,23 @@ def test_a_full_backlog_is_no_backend_and_not_a_101(run: Run, stage, tmp_path, k
 # --- the tunnel itself ends
 
 
+async def read_and_close(backend) -> bytes:
+    said = await backend.recv_to_end()
+    backend.close()
+    return said
+
+
 def test_stop_tells_every_client_1001_and_every_backend_its_eof(run: Run, stage):
     async def story():
         async with stage() as on:
             pairs = [await on.join() for _ in range(20)]
             hearing = [asyncio.create_task(client.to_end(answer=True)) for client, _ in pairs]
+            reading = [asyncio.create_task(read_and_close(backend)) for _, backend in pairs]
 
             await on.tunnel.stop()
             assert {heard.code for heard in await asyncio.gather(*hearing)} == {1001}
-            for _, backend in pairs:
-                assert await backend.recv_to_end() == b""
-            assert {line["code"] for line in on.lines} == {1001}
-            assert not {line["closed_by"] for line in on.lines} & {"client", "backend"}
+            assert set(await asyncio.gather(*reading)) == {b""}
+            assert {(line["code"], line["closed_by"]) for line in on.lines} == {(1001, "server")}
 
     run(story())
 
@@ -647,12 +653,12 @@ def test_stop_does_not_wait_for_ever_for_a_client_that_does_not_answer(run: Run,
 def test_stop_does_not_wait_for_half_a_head(run: Run, stage, said):
     async def story():
         async with stage() as on:
-            client = await on.reach()
+            client, address = await on.reach(), on.address
             await client.send(said)
             await on.tunnel.stop()
             await client.gone()
             with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
-                await Client.reach(on.address)
+                await Client.reach(address)
 
     run(story())
 
@@ -702,7 +708,7 @@ def test_the_access_line_says_who_what_and_how_much(run: Run, stage):
             assert on.backend.route["socket"] in line["backend"]
             assert (line["bytes_in"], line["messages_in"]) == (8, 2)
             assert (line["bytes_out"], line["messages_out"]) == (11, 3)
-            assert 0 < line["duration_s"] < 60
+            assert 0 <= line["duration_s"] < 60
             assert (line["code"], line["closed_by"]) == (1000, "client")
 
     run(story())

@@ -212,7 +212,7 @@ def test_a_protocol_error_is_told_at_once_and_what_came_before_is_delivered(run:
             assert rest in {b"", "€".encode()[:2], "€".encode()[:1]}, "nothing of the fault itself"
             backend.close()
             line = await on.line()
-            assert (line["code"], line["closed_by"]) == (code, "client")
+            assert (line["code"], line["closed_by"]) == (code, "server")
             assert line["bytes_in"] == 16 + len(rest)
 
     run(story())
@@ -409,7 +409,7 @@ def test_bytes_that_can_never_be_text_end_a_text_route_and_the_log_names_the_rem
             await sending
             await backend.gone()
             line = await on.line()
-            assert (line["code"], line["closed_by"], line["bytes_out"]) == (1011, "backend", len(valid))
+            assert (line["code"], line["closed_by"], line["bytes_out"]) == (1011, "server", len(valid))
             assert sum("--frame-type binary" in text for text in on.log.texts()) == 1
 
     run(story())
