@@ -250,7 +250,7 @@ class Client(Wire):
         try:
             while (got := await self.frame()) is not None:
                 assert heard.code is None, f"{got} after the CLOSE"
-                self._note(heard, got)
+                self.note(heard, got)
                 if got.opcode is CLOSE and answer:
                     await self.send(close_frame(heard.code))
         except (ConnectionResetError, BrokenPipeError):
@@ -259,7 +259,8 @@ class Client(Wire):
         return heard
 
     @staticmethod
-    def _note(heard: Heard, got: Frame) -> None:
+    def note(heard: Heard, got: Frame) -> None:
+        """Add one frame to what was heard."""
         if got.opcode is CLOSE:
             parsed = Close.parse(got.data)
             heard.code, heard.reason = int(parsed.code), parsed.reason
