@@ -22,9 +22,10 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening; a UNIX path that is still ours is unlinked."""
-        self.socket.close()
         if self.inode is not None and isinstance(self.address, UnixAddress):
+            # before the socket is closed: from then on the inode's number may be given to somebody else's file
             unlink_if_ours(self.address.path, self.inode)
+        self.socket.close()
 
 
 def open_listener(address: Address, *, backlog: int) -> Listener:
