@@ -18,7 +18,6 @@ unless (defined $listening && unpack 'i', $listening) {
 
 my %child;
 $SIG{TERM} = sub { kill TERM => keys %child; exit 0 };
-$SIG{PIPE} = 'IGNORE';    # a client that went away makes print fail, which is enough
 
 while (accept my $client, STDIN) {
     while ((my $ended = waitpid -1, WNOHANG) > 0) { delete $child{$ended} }
@@ -33,7 +32,7 @@ while (accept my $client, STDIN) {
         $SIG{TERM} = 'DEFAULT';
         $client->autoflush(1);
         while (my $line = <$client>) {
-            print {$client} $line or last;
+            print {$client} $line;    # to a client that went away: SIGPIPE, which ends this process and no other
         }
         exit 0;
     }
