@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["BINARY", "CLOSE", "CONT", "KEY", "PING", "PONG", "TEXT", "client_frame", "masked", "pieces"]
+from hypothesis import HealthCheck, settings
+
+__all__ = ["BINARY", "CLOSE", "CONT", "KEY", "PATIENT", "PING", "PONG", "TEXT", "client_frame", "masked", "pieces"]
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A machine that is busy with something else is not a failure."""
+
 KEY = b"\x37\xfa\x21\x3d"
 
 

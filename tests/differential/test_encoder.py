@@ -8,7 +8,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLIENT, Protocol
 from wsproto.frame_protocol import FrameProtocol
 
-from tests.differential.frames import BINARY, PING, PONG, TEXT
+from tests.differential.frames import BINARY, PATIENT, PING, PONG, TEXT
 from wstunnel._speedups import encode_frame, frame_header
 
 EDGES = st.sampled_from([0, 1, 124, 125, 126, 127, 65534, 65535, 65536, 65537, 200_000])
@@ -24,7 +24,7 @@ def sent(draw: st.DrawFn) -> tuple[int, bytes]:
     return opcode, (draw(st.binary(min_size=1, max_size=50)) * 200_000)[: draw(EDGES)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(PATIENT, max_examples=150)
 @given(st.lists(sent(), max_size=6))
 def test_wsproto_reads_what_we_write(frames):
     parser = FrameProtocol(client=True, extensions=[])
@@ -37,7 +37,7 @@ def test_wsproto_reads_what_we_write(frames):
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(PATIENT, max_examples=150)
 @given(st.lists(sent(), max_size=6))
 def test_websockets_reads_what_we_write(frames):
     protocol = Protocol(CLIENT, max_size=None)
@@ -51,7 +51,8 @@ def test_websockets_reads_what_we_write(frames):
     ]
 
 
-@given(st.sampled_from([TEXT, BINARY]), st.integers(0, 2**63 - 1))
+@settings(PATIENT)
+@given(st.sampled_from([TEXT, BINARY]), st.one_of(EDGES, st.integers(0, 2**63 - 1)))
 def test_a_header_is_what_websockets_would_write(opcode, length):
     class Claimed(bytes):
         """Says that it is longer than any memory."""

@@ -22,7 +22,7 @@ from websockets.protocol import SERVER, Protocol
 from wsproto.frame_protocol import FrameProtocol, ParseFailed
 from wsproto.frame_protocol import Opcode as WsprotoOpcode
 
-from tests.differential.frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, client_frame, pieces
+from tests.differential.frames import BINARY, CLOSE, CONT, PATIENT, PING, PONG, TEXT, client_frame, pieces
 from wstunnel._speedups import FrameParser, _set_kernels
 
 FILLER = bytes(14)
@@ -38,6 +38,7 @@ class Heard:
     refused: int | None = None
     has_closed: bool = False
     messages: int = 0
+    why: str = field(default="", compare=False)
 
 
 def ours(wire: bytes, cuts: list[int], *, in_place: bool = False) -> Heard:
@@ -84,7 +85,7 @@ def wsproto_heard(wire: bytes, cuts: list[int]) -> Heard:
                     heard.payload += data.encode() if isinstance(data, str) else bytes(data)
                     heard.messages += frame.message_finished
         except ParseFailed as failed:
-            heard.refused = int(failed.code)
+            heard.refused, heard.why = int(failed.code), str(failed)
         if heard.refused is not None or heard.has_closed:
             break
     return heard
@@ -119,6 +120,7 @@ KEYS = st.binary(min_size=4, max_size=4)
 EDGES = st.sampled_from([0, 1, 2, 124, 125, 126, 127, 128, 65534, 65535, 65536, 65537])
 CHARACTERS = st.text(st.sampled_from("a~\x00\x7fé߿ࠀ€\ud7ff\ue000\uffff😀\U00010000\U0010ffff"), max_size=60)
 CLOSE_CODES = st.sampled_from([1000, 1001, 1002, 1003, 1007, 1011, 1012, 1013, 3000, 3999, 4000, 4999])
+ANY_CODES = st.one_of(CLOSE_CODES, st.sampled_from([0, 999, 1004, 1005, 1006, 1014, 1015, 1016, 2999, 5000, 65535]))
 CUTS = st.one_of(
     st.just([]),
     st.lists(st.integers(0, 200), max_size=20),
@@ -183,10 +185,17 @@ def crooked_frames(draw: st.DrawFn) -> bytes:
 
 
 @st.composite
+def crooked_closes(draw: st.DrawFn) -> bytes:
+    """A CLOSE of any code and any reason, or of half a code."""
+    body = draw(ANY_CODES).to_bytes(2, "big") + draw(st.one_of(CHARACTERS.map(str.encode), st.binary(max_size=8)))
+    return client_frame(CLOSE, body[: draw(st.sampled_from([1, 2, 3, 100]))], key=draw(KEYS))
+
+
+@st.composite
 def mutated(draw: st.DrawFn) -> bytes:
     """A right wire, or frames in any order, with a few bytes changed, and cut off anywhere."""
     wire = bytearray(
-        b"".join(draw(st.lists(st.one_of(crooked_frames(), messages(), closes(), controls()), max_size=4)))
+        b"".join(draw(st.lists(st.one_of(crooked_frames(), crooked_closes(), messages(), controls()), max_size=4)))
     )
     for at, byte in draw(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3)):
         if at < len(wire):
@@ -208,7 +217,7 @@ def whole_characters(heard: Heard) -> Heard:
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(PATIENT, max_examples=150)
 @given(wires(), CUTS, st.booleans())
 def test_what_is_right_is_heard_as_wsproto_and_websockets_hear_it(wire, cuts, in_place):
     mine = ours(wire, cuts, in_place=in_place)
@@ -218,7 +227,7 @@ def test_what_is_right_is_heard_as_wsproto_and_websockets_hear_it(wire, cuts, in
     assert whole_characters(mine) == whole_characters(wsproto_heard(wire, cuts))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(PATIENT, max_examples=150)
 @given(st.one_of(wires(), mutated(), st.binary(max_size=80)), CUTS, st.booleans())
 @example(b"\x81\x83\x00\x00\x00\x00\xed\xa0\x80", [7, 8], True)
 @example(b"\x01\x81\x00\x00\x00\x00\xc3\x00\x80\x00\x00\x00\x00", [], False)
@@ -233,28 +242,30 @@ def test_no_cut_and_no_kernel_changes_what_is_heard(wire, cuts, in_place):
     assert whole == plain == ours(wire, cuts, in_place=in_place) == ours(wire, list(range(min(len(wire), 2000))))
 
 
-def knows_no_1014(wire: bytes) -> bool:
-    return any(code == 1014 for kind, _, code, _ in ours(wire, []).told if kind == "close")
-
-
-@settings(deadline=None, max_examples=400)
+@settings(PATIENT, max_examples=400)
 @given(st.one_of(mutated(), st.binary(max_size=80)))
 @example(b"\x81\x83\x00\x00\x00\x00\xed\xa0")
 @example(b"\x82\xfe\x00\x01")
 @example(b"\x88\x81")
+@example(client_frame(CLOSE, b"\x03"))
 @example(client_frame(CLOSE, b"\x03\xf6"))
+@example(client_frame(CLOSE, b"\x03\xf6\x80"))
+@example(client_frame(TEXT, b"\xed\xa0", fin=False) + client_frame(PING) + client_frame(CLOSE))
 def test_what_wsproto_refuses_we_refuse_and_the_other_way_round(wire):
     mine = ours(wire, [])
     theirs = wsproto_heard(wire, [])
 
     if theirs.refused is None and mine.refused is not None:
         theirs = wsproto_heard(wire + FILLER, [])
-    elif knows_no_1014(wire):
-        assert theirs.refused == 1002
+    assert mine.payload.startswith(theirs.payload)
+    if mine.refused == 1007 and mine.payload.endswith(b"\xed"):
+        return  # a surrogate cut by the end of a fragment: whatever comes next, wsproto hears first
+    if theirs.refused == 1002 and mine.refused != 1002:
+        assert theirs.why == "CLOSE with unknown reserved code"
+        assert mine.refused == 1007 or mine.told[-1][2] == 1014
         return
     assert mine.refused == theirs.refused
     assert whole_characters(mine).told == whole_characters(theirs).told
-    assert mine.payload.startswith(theirs.payload)
     assert mine.messages == theirs.messages
     if mine.refused is None:
         assert is_start_of_character(mine.payload[len(theirs.payload) :])
@@ -264,7 +275,7 @@ def is_start_of_character(rest: bytes) -> bool:
     return rest == b"" or (len(rest) < 4 and rest[0] >= 0xC2 and all(byte & 0xC0 == 0x80 for byte in rest[1:]))
 
 
-@settings(deadline=None, max_examples=400)
+@settings(PATIENT, max_examples=400)
 @given(st.one_of(mutated(), st.binary(max_size=80)))
 @example(client_frame(TEXT, b"half", fin=False) + client_frame(CLOSE))
 @example(client_frame(CLOSE, b"\x00\x00\xff"))
@@ -280,3 +291,11 @@ def test_what_websockets_refuses_we_refuse(wire):
     closed_inside = mine.has_closed and len(mine.told) == len(theirs.told) + 1
     assert mine.refused is not None or closed_inside
     assert mine.told[: len(theirs.told)] == theirs.told[: len(mine.told)]
+
+
+def test_every_close_code_is_judged_as_they_do():
+    for code in (*range(5100), 0x7FFF, 0x8000, 0xFFFF):
+        wire = client_frame(CLOSE, code.to_bytes(2, "big") + b"why")
+        mine = ours(wire, [])
+        assert mine.has_closed == websockets_heard(wire, []).has_closed, code
+        assert mine.has_closed == (code == 1014 or wsproto_heard(wire, []).has_closed), code
