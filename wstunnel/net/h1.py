@@ -317,7 +317,6 @@ class H1Connection(asyncio.BufferedProtocol):
         self._transport.set_write_buffer_limits(high=0)  # pauses writing until the last byte has left
         await self._drained()
         self._state = _State.TAKEN
-        self._disarm()
         leftover, self._pending = self._pending, b""
         return Taken(self._transport, leftover, self._is_at_eof)
 
@@ -338,7 +337,6 @@ class H1Connection(asyncio.BufferedProtocol):
             self._pending = self._reader.leftover
             self._state = _State.SERVING
             self._disarm()
-            self._is_last = False
             self._exchange = Exchange(self, request)
             self._task = self._loop.create_task(self._on_request(self._exchange))
             self._task.add_done_callback(self._served)
@@ -402,14 +400,13 @@ class H1Connection(asyncio.BufferedProtocol):
         """Send what is left, then half-close."""
         self._state = _State.FLUSHING
         self._pending = b""
-        if not self._transport.is_closing():
-            self._transport.set_write_buffer_limits(high=0)
-            if not self._is_write_paused:
-                self._half_close()
+        self._transport.set_write_buffer_limits(high=0)
+        if not self._is_write_paused:
+            self._half_close()
 
     def _half_close(self) -> None:
-        if self._state is not _State.FLUSHING or self._transport.is_closing():
-            return
+        if self._transport.is_closing():
+            return  # connection_lost is on its way
         self._state = _State.LINGERING
         self._arm(self._limits.linger_s)
         if self._is_at_eof or not self._transport.can_write_eof():

@@ -112,6 +112,8 @@ class Server:
         self.connections: list[H1Connection] = []
         self.closed: list[H1Connection] = []
         self.exchanges: list[Exchange] = []
+        self.faults: list[BaseException] = []
+        """What a test found wrong inside its coroutine, where it would only be logged."""
         if address is None:
             self.listener = socket.create_server(("127.0.0.1", 0))
         else:
@@ -121,7 +123,11 @@ class Server:
 
     async def count(self, exchange: Exchange) -> None:
         self.exchanges.append(exchange)
-        await self.serve(exchange)
+        try:
+            await self.serve(exchange)
+        except (AssertionError, pytest.fail.Exception) as fault:
+            self.faults.append(fault)
+            raise
 
     def new(self) -> H1Connection:
         connection = H1Connection(
@@ -162,6 +168,7 @@ async def serving(
         try:
             yield server
             await until(lambda: len(server.closed) == len(server.connections))
+            assert not server.faults
             assert len(server.wheel) == 0
         finally:
             server.wheel.stop()
@@ -185,6 +192,8 @@ def test_request_is_answered_with_length_and_date(run: Run):
             assert re.fullmatch(r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT", fields.pop("date"))
             assert fields == {"x-path": "/a b", "content-length": "5"}
             assert server.exchanges[0].request.peer == "127.0.0.1:9"
+            limits = server.connections[0]._transport.get_write_buffer_limits()
+            assert limits == (LIMITS.write_low_bytes, LIMITS.write_high_bytes)
 
     run(main())
 
@@ -277,12 +286,16 @@ def test_requests_sent_while_one_is_served_wait_and_cost_one_read(run: Run):
     run(main())
 
 
-def test_pipelined_client_that_reads_nothing_is_not_served_on(run: Run):
+@pytest.mark.parametrize("way", ["respond", "refuse"])
+def test_pipelined_client_that_reads_nothing_is_not_served_on(run: Run, way):
     """Answers do not pile up: the next one waits until the client takes those before."""
 
     async def main() -> None:
         async def serve(exchange: Exchange) -> None:
-            await exchange.respond(200, (), bytes(100_000))
+            if way == "respond":
+                await exchange.respond(200, (), bytes(100_000))
+            else:
+                exchange.refuse(404, "x" * 99_999)
 
         async with serving(serve) as server, server.client(receive_bytes=16384) as client:
             await client.send(GET * 20)
@@ -307,6 +320,7 @@ def test_connection_close_is_honoured(run: Run, connection):
             assert (status, fields["connection"]) == (200, "close")
             assert await client.read_to_end() == b""
             assert len(server.exchanges) == 1
+            assert server.connections[0]._pending == b""  # and is not kept while the connection lingers
 
     run(main())
 
@@ -326,7 +340,7 @@ def test_server_can_close_after_an_answer(run: Run):
 
 
 @pytest.mark.parametrize("way", ["respond", "start"])
-def test_head_gets_the_length_and_no_body(run: Run, way):
+def test_head_gets_the_length_and_no_body(run: Run, way, caplog):
     async def main() -> None:
         async def serve(exchange: Exchange) -> None:
             if way == "respond":
@@ -342,6 +356,7 @@ def test_head_gets_the_length_and_no_body(run: Run, way):
             assert get[2] == b"hello"
 
     run(main())
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -396,23 +411,27 @@ def test_empty_streamed_answer_is_whole_at_once(run: Run):
 
 
 def test_long_answer_lets_other_connections_have_their_turn(run: Run):
-    """A client that reads as fast as we write must not hold the loop."""
+    """A client that reads as fast as we write must not hold the loop: each write is one turn at most."""
 
     async def main() -> None:
-        async def serve(exchange: Exchange) -> None:
-            if exchange.request.path == "/":
-                await hello(exchange)
-            else:
-                await exchange.start(200, (), 1 << 40)
-                while True:
-                    await exchange.write(b"x")
+        turns = 0
 
-        async with serving(serve) as server, server.client() as greedy, server.client() as other:
-            await greedy.send(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n")
-            await until(lambda: server.exchanges)
-            await other.send(GET)
-            assert (await other.answers("GET"))[0][0] == 200
-            greedy.reset()
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if turns < 100:
+                asyncio.get_running_loop().call_soon(turn)
+
+        async def serve(exchange: Exchange) -> None:
+            await exchange.start(200, (), 10)
+            turn()
+            for _ in range(10):
+                await exchange.write(b"x")
+            assert turns >= 10
+
+        async with serving(serve) as server, server.client() as client:
+            await client.send(GET)
+            assert (await client.answers("GET"))[0][2] == b"x" * 10
 
     run(main())
 
@@ -605,29 +624,31 @@ def test_refused_upgrade_ends_the_connection(run: Run):
     run(main())
 
 
-@pytest.mark.parametrize(
-    ("head", "status"),
-    [
-        (b"GET / HTTP/1.1\nHost: a\n\n", 400),
-        (b"GET / HTTP/1.0\r\nHost: a\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", 400),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", 400),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
-        (b"GET /" + b"a" * 16384, 431),
-        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 100 + b"\r\n", 431),
-    ],
-)
-def test_bad_head_gets_one_answer_and_the_end(run: Run, head, status):
+BAD_HEADS = [
+    (b"GET / HTTP/1.1\nHost: a\n\n", 400),
+    (b"GET / HTTP/1.0\r\nHost: a\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", 400),
+    (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+    (b"GET /" + b"a" * 16384, 431),
+    (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 100 + b"\r\n", 431),
+]
+
+
+def test_bad_head_gets_one_answer_and_the_end(run: Run):
     async def main() -> None:
-        async with serving(hello) as server, server.client() as client:
-            await client.send(GET + head + GET)
-            first, second = await client.answers("GET", "GET")
-            assert (first[0], second[0], second[1]["connection"]) == (200, status, "close")
-            assert await client.read() == b""
-            assert len(server.exchanges) == 1
+        async with serving(hello) as server:
+            for head, status in BAD_HEADS:
+                server.exchanges.clear()
+                async with server.client() as client:
+                    await client.send(GET + head + GET)
+                    first, second = await client.answers("GET", "GET")
+                    assert (first[0], second[0], second[1]["connection"]) == (200, status, "close"), head
+                    assert await client.read() == b""
+                    assert len(server.exchanges) == 1
 
     run(main())
 
@@ -762,17 +783,37 @@ def test_client_that_takes_nothing_of_its_answer_is_dropped(run: Run):
 def test_client_that_takes_its_answer_slowly_is_not_dropped(run: Run):
     async def main() -> None:
         async def serve(exchange: Exchange) -> None:
-            await exchange.respond(200, (), bytes(300_000), close=True)
+            exchange.refuse(404, "x" * 300_000, close=True)
 
-        limits = replace(LIMITS, write_stall_s=SHORT_S, linger_s=SHORT_S)
+        limits = replace(
+            LIMITS, write_stall_s=SHORT_S, linger_s=SHORT_S, write_high_bytes=200_000, write_low_bytes=200_000
+        )
         async with serving(serve, limits) as server, server.client(4096) as client:
             started_s = time.monotonic()
             await client.send(GET)
-            while time.monotonic() - started_s < 6 * SHORT_S:
+            while time.monotonic() - started_s < 4 * SHORT_S:
                 await client.read(1024)
                 await asyncio.sleep(0.005)
             got = await client.read_to_end()
             assert len(got) > 300_000
+
+    run(main())
+
+
+def test_stall_that_ended_does_not_count_later(run: Run):
+    async def main() -> None:
+        async def serve(exchange: Exchange) -> None:
+            await exchange.start(200, (), 1_000_001)
+            await exchange.write(bytes(1_000_000))
+            think_until_s = time.monotonic() + 2 * SHORT_S
+            await until(lambda: time.monotonic() > think_until_s)
+            await exchange.write(b"!")
+
+        async with serving(serve, replace(LIMITS, write_stall_s=SHORT_S)) as server, server.client(16384) as client:
+            await client.send(GET)
+            await until(lambda: server.connections[0]._is_write_paused)
+            ((_, _, body),) = await client.answers("GET")
+            assert len(body) == 1_000_001
 
     run(main())
 
@@ -831,7 +872,24 @@ def test_half_closed_client_still_gets_its_answers(run: Run, requests):
             await client.send(GET * requests)
             client.end()
             answers = await client.answers(*["GET"] * requests)
+            assert requests != 1 or answers[0][1]["connection"] == "close"
             assert [body for _, _, body in answers] == [b"hello"] * requests
+            assert await client.read() == b""
+
+    run(main())
+
+
+def test_half_closed_client_gets_a_long_last_answer_at_its_pace(run: Run):
+    async def main() -> None:
+        async def serve(exchange: Exchange) -> None:
+            await until(lambda: exchange.connection._is_at_eof)
+            await exchange.respond(200, (), bytes(500_000))
+
+        async with serving(serve) as server, server.client(16384) as client:
+            await client.send(GET)
+            client.end()
+            ((_, _, body),) = await client.answers("GET")
+            assert len(body) == 500_000
             assert await client.read() == b""
 
     run(main())
@@ -1013,6 +1071,7 @@ async def taking(taking: Taking, limits: HeadLimits = LIMITS) -> AsyncIterator[S
     with server.listener:
         yield server
         await until(lambda: taking.echo.is_lost)
+    assert not server.faults
     assert not server.closed
     assert len(server.wheel) == 0
     server.wheel.stop()
@@ -1197,6 +1256,27 @@ def test_deadlines_end_with_the_taking(run: Run):
     run(main())
 
 
+def test_connection_that_is_closing_is_not_taken(run: Run):
+    async def main() -> None:
+        cancelled = False
+
+        async def serve(exchange: Exchange) -> None:
+            nonlocal cancelled
+            exchange.connection.abort()
+            try:
+                await exchange.take_over(())
+            except asyncio.CancelledError:
+                cancelled = True
+                raise
+
+        async with serving(serve) as server, server.client() as client:
+            await client.send(UPGRADE)
+            await until(lambda: server.closed)
+            assert cancelled
+
+    run(main())
+
+
 @pytest.mark.parametrize("raises", [True, False])
 def test_connection_that_was_taken_and_then_dropped_is_closed(run: Run, caplog, raises):
     async def main() -> None:
@@ -1250,6 +1330,20 @@ def test_draining_closes_what_is_idle_and_finishes_what_is_not(run: Run):
             assert (await half.answers("GET"))[0][0] == 200
             assert await half.read() == b""
             assert len(server.exchanges) == 3
+
+    run(main())
+
+
+def test_drained_between_the_answer_and_the_end_of_the_coroutine_it_ends(run: Run):
+    async def main() -> None:
+        async def serve(exchange: Exchange) -> None:
+            await hello(exchange)
+            exchange.connection.drain()
+
+        async with serving(serve) as server, server.client() as client:
+            await client.send(GET)
+            await client.answers("GET")
+            assert await client.read() == b""
 
     run(main())
 
@@ -1346,6 +1440,31 @@ def with_transport(transport: Transport, act: Callable[[H1Connection, Server], N
 def arrive(connection: H1Connection, data: bytes) -> None:
     connection.get_buffer(-1)[: len(data)] = data
     connection.buffer_updated(len(data))
+
+
+def test_coroutine_whose_last_bytes_were_lost_at_once_is_not_left_waiting():
+    """The connection goes in the very turn in which the coroutine lets others have theirs."""
+
+    async def main() -> None:
+        finished = asyncio.Event()
+
+        async def serve(exchange: Exchange) -> None:
+            await exchange.start(200, (), 5)
+            connection.pause_writing()
+            asyncio.get_running_loop().call_soon(connection.connection_lost, None)
+            await exchange.write(b"hello")
+            finished.set()
+
+        server = Server(serve, LIMITS, None)
+        server.listener.close()
+        connection = server.new()
+        connection.connection_made(Transport())
+        arrive(connection, GET)
+        async with asyncio.timeout(SOON_S):
+            await finished.wait()
+        await until(lambda: server.closed)
+
+    asyncio.run(main())
 
 
 def test_connection_that_was_reset_before_our_half_close_is_dropped():
