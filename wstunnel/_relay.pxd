@@ -114,6 +114,7 @@ cdef class Relay:
     cdef bint is_ping_out
     cdef uint16_t answer_code           # of the CLOSE to come; 0: none is sent, 1005: an empty one
     cdef uint16_t leave_code            # a shutdown waits for the end of the client's message; 0: none
+    cdef size_t leave_bytes             # what had arrived from the client by then, and is still to be read
     cdef double client_seen_s           # last byte from the client
     cdef double moved_s                 # last byte either way
     cdef double ping_s
@@ -130,6 +131,7 @@ cdef class Relay:
     cdef readonly bint is_text_broken   # the backend sent bytes that are not UTF-8 on a text route
 
     cdef int from_client(self, uint8_t* p, size_t n) except -1
+    cdef int leave_at_boundary(self) except -1
     cdef int from_backend(self, uint8_t* p, size_t n) except -1
     cdef int send_text(self, uint8_t* p, size_t n) except -1
     cdef int send_frame(self, uint8_t* payload, size_t n) except -1

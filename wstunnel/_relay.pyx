@@ -53,6 +53,7 @@ cdef extern from "<sys/socket.h>" nogil:
     int getsockopt(int fd, int level, int name, void* value, unsigned* length)
 
 cdef extern from "<sys/ioctl.h>" nogil:
+    enum: FIONREAD
     int ioctl(int fd, unsigned long request, ...)
 
 cdef extern from "<linux/sockios.h>":
@@ -463,13 +464,15 @@ cdef class Relay:
         self.client.release(HOLD_START)
 
     def leave(self, uint16_t code):
-        """The server goes away: end after the message under way, deliver what was received, CLOSE with `code`."""
+        """The server goes away: deliver what has arrived, end after the message under way, CLOSE with `code`."""
+        cdef int arrived = 0
         if self.state != STATE_OPEN:
             return
-        if self.parser.at_boundary():
-            self.begin_draining(code, code, "server")
-        else:
-            self.leave_code = code
+        if self.client.fd >= 0:
+            ioctl(self.client.fd, FIONREAD, &arrived)
+        self.leave_code = code
+        self.leave_bytes = arrived
+        self.leave_at_boundary()
 
     def abort(self, uint16_t code):
         """End now: CLOSE with `code` if none was sent, both sockets released."""
@@ -536,7 +539,13 @@ cdef class Relay:
             self.client_closed()
         elif event == EVENT_ERROR:
             self.client_failed()
-        elif self.leave_code and self.state == STATE_OPEN and self.parser.at_boundary():
+        elif self.leave_code:
+            self.leave_bytes -= min(n, self.leave_bytes)
+            self.leave_at_boundary()
+        return 0
+
+    cdef int leave_at_boundary(self) except -1:
+        if self.state == STATE_OPEN and self.leave_bytes == 0 and self.parser.at_boundary():
             self.begin_draining(self.leave_code, self.leave_code, "server")
         return 0
 
@@ -823,6 +832,7 @@ cdef class Relay:
             if self.is_verdict_awaited:
                 self.verdict(CODE_INTERNAL)
             self.is_backend_done = True
+            self.backend.close()        # it had its time, and no second one while the client has its own
             self.settle()
         return now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.engine.look_s)
 
