@@ -15,7 +15,6 @@ from wstunnel.net.h1 import Exchange
 from wstunnel.proto import handshake
 from wstunnel.proto.handshake import Answer
 from wstunnel.proto.origin import OriginPolicy
-from wstunnel.proto.request import Request
 from wstunnel.settings import Route
 
 __all__ = ["OpenTunnel", "Router", "TunnelRoute"]
@@ -93,16 +92,12 @@ class Router:
         """
         request = exchange.request
         route = next((route for route in self._routes if route.matches(request.path)), None)
-        if route is not None and (request.wants_websocket or self._static is None):
-            try:
-                await self._serve_tunnel(exchange, route)
-            except PeerError as error:
-                _log_refusal(request, error.status, error)
-                raise
-        elif self._static is not None:
+        if self._static is not None and not request.wants_websocket:
             await self._static.serve(exchange)
+        elif route is not None:
+            await self._serve_tunnel(exchange, route)
         else:
-            raise PeerError("no route and no document root for this path", status=404)
+            raise PeerError(f'no route for "{safe(request.path)}"', status=404)
 
     async def _serve_tunnel(self, exchange: Exchange, route: TunnelRoute) -> None:
         request = exchange.request
@@ -111,12 +106,8 @@ class Router:
         try:
             connected = await route.gateway.connect()
         except BackendError as error:
-            _log_refusal(request, error.status, error)
+            _log.info("%s: %d: %s", request.peer, error.status, error)
             retry = (("Retry-After", str(self._limits.spawn.retry_after_s)),)
             exchange.refuse(error.status, "no backend can be had", retry)
             return
         await self._tunnel(OpenTunnel(exchange, answer, connected, route.policy))
-
-
-def _log_refusal(request: Request, status: int, error: Exception) -> None:
-    _log.info("refused %s %s %s: %d, %s", request.peer, safe(request.method), safe(request.path), status, error)
