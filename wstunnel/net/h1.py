@@ -16,7 +16,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, cast
 
-from wstunnel.errors import PeerError, safe
+from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import HeadLimits
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.http1 import HeadReader, encode_head
@@ -213,7 +213,7 @@ class H1Connection(asyncio.BufferedProtocol):
         """Take no further request: a connection without one ends now, another after its answer."""
         self._is_draining = True
         if self._state is _State.READING and self._reader.is_empty:
-            self._end()
+            self._transport.close()  # nothing unread, nothing unsent: no reset can come of it
 
     def abort(self) -> None:
         """End now, and cancel the coroutine under way. Nothing after a take-over."""
@@ -354,7 +354,15 @@ class H1Connection(asyncio.BufferedProtocol):
             exchange.refuse(error.status, str(error), error.headers)
         elif error is not None:
             request = exchange.request
-            _log.error("%s: %s %s failed", self._peer, request.method, safe(request.target), exc_info=error)
+            foreseen = isinstance(error, TunnelError)
+            _log.error(
+                "%s: %s %s failed: %s",
+                self._peer,
+                request.method,
+                safe(request.target),
+                error,
+                exc_info=None if foreseen else error,
+            )
 
         if self._state is _State.CLOSED:
             self._on_closed()

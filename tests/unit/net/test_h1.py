@@ -1493,4 +1493,11 @@ def test_end_is_not_touched_on_a_transport_that_is_closing_already():
 
     transport = Transport()
     with_transport(transport, act)
-    assert transport.calls == ["abort"]
+    assert "write_eof" not in transport.calls
+
+
+def test_drain_closes_an_idle_connection_without_lingering():
+    """A browser keeps idle connections for minutes, and need not notice a half-close at once."""
+    transport = Transport()
+    with_transport(transport, lambda connection, _: connection.drain())
+    assert transport.calls == ["close"]
