@@ -15,6 +15,7 @@ from wstunnel.net.h1 import Exchange
 from wstunnel.proto import handshake
 from wstunnel.proto.handshake import Answer
 from wstunnel.proto.origin import OriginPolicy
+from wstunnel.proto.request import Request
 from wstunnel.settings import Route
 
 __all__ = ["OpenTunnel", "Router", "TunnelRoute"]
@@ -94,10 +95,14 @@ class Router:
         route = next((route for route in self._routes if route.matches(request.path)), None)
         if self._static is not None and not request.wants_websocket:
             await self._static.serve(exchange)
-        elif route is not None:
+            return
+        try:
+            if route is None:
+                raise PeerError("no route for this path", status=404)
             await self._serve_tunnel(exchange, route)
-        else:
-            raise PeerError(f'no route for "{safe(request.path)}"', status=404)
+        except PeerError as error:
+            _log_refusal(request, error.status, error)
+            raise
 
     async def _serve_tunnel(self, exchange: Exchange, route: TunnelRoute) -> None:
         request = exchange.request
@@ -106,8 +111,12 @@ class Router:
         try:
             connected = await route.gateway.connect()
         except BackendError as error:
-            _log.info("%s: %d: %s", request.peer, error.status, error)
+            _log_refusal(request, error.status, error)
             retry = (("Retry-After", str(self._limits.spawn.retry_after_s)),)
             exchange.refuse(error.status, "no backend can be had", retry)
             return
         await self._tunnel(OpenTunnel(exchange, answer, connected, route.policy))
+
+
+def _log_refusal(request: Request, status: int, error: Exception) -> None:
+    _log.info('%s: %d for "%s": %s', request.peer, status, safe(request.path), error)

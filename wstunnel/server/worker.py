@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
-from typing import cast
 
 from wstunnel._relay import Engine
 from wstunnel.gateways.static import StaticGateway
@@ -135,7 +134,7 @@ class Worker:
         except BaseException:
             opening.connected.close()
             raise
-        self._connections.discard(cast(H1Connection, taken.transport.get_protocol()))
+        self._connections.discard(exchange.connection)
         session = Session(
             self._engine, exchange.request, opening.connected, limits=self._limits, on_ended=self._session_ended
         )
