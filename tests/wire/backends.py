@@ -56,7 +56,7 @@ class Backend:
             wire.close()
 
     async def stop(self) -> None:
-        """End the scripts, close every connection and the listening socket."""
+        """End the scripts, close every connection and the listening socket; may be called again."""
         for task in self._serving:
             task.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)

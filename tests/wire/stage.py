@@ -72,6 +72,7 @@ class Stage:
     async def __aexit__(self, *raised: Any) -> None:
         for client in self._clients:
             client.close()
+        await self.backend.stop()
         await self._stack.__aexit__(*raised)
         if raised[0] is None:
             assert len(self.lines) == self.joined, f"{self.joined} tunnels left {len(self.lines)} lines: {self.lines}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import os
 
 import pytest
@@ -209,7 +210,7 @@ def test_a_protocol_error_is_told_at_once_and_what_came_before_is_delivered(run:
             said = await backend.recv_exactly(16)
             assert said == b"before the fault"
             rest = await backend.recv_to_end()
-            assert rest in {b"", "€".encode()[:2], "€".encode()[:1]}, "nothing of the fault itself"
+            assert codecs.utf_8_decode(rest, "strict", False) == ("", 0), "at most the start of a character"
             backend.close()
             line = await on.line()
             assert (line["code"], line["closed_by"]) == (code, "server")
@@ -408,6 +409,7 @@ def test_bytes_that_can_never_be_text_end_a_text_route_and_the_log_names_the_rem
             assert set(heard.opcodes) <= {TEXT}
             await sending
             await backend.gone()
+            backend.close()
             line = await on.line()
             assert (line["code"], line["closed_by"], line["bytes_out"]) == (1011, "server", len(valid))
             assert sum("--frame-type binary" in text for text in on.log.texts()) == 1
