@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import random
 import re
 import socket
+import struct
+import termios
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.conftest import Run, open_descriptors
-from tests.wire.clients import BINARY, PING, PONG, TEXT, Client, frame
+from tests.wire.clients import BINARY, CONT, PING, PONG, TEXT, Client, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
 from wstunnel._relay import BackendLeg, ClientLeg, Engine, Policy, Relay
 from wstunnel.net.wheel import TimerWheel
@@ -63,10 +66,7 @@ class Watched:
 
 
 class _Head(asyncio.BufferedProtocol):
-    """Stands for the connection that read the request head; its transport is paused when the relay gets it."""
-
-    def connection_made(self, transport: Any) -> None:
-        transport.pause_reading()
+    """Stands for the connection that read the request head."""
 
     def get_buffer(self, sizehint: int) -> bytearray:
         raise AssertionError("nothing is read before the take-over")
@@ -128,6 +128,7 @@ class Bench:
         self.client, self.backend = Client(far_client), Wire(far_backend)
         self.session = Session()
         self.transport, _ = await self.loop.connect_accepted_socket(_Head, near_client)
+        self.transport.pause_reading()  # not in connection_made: uvloop starts to read after it
         self.backend_socket = near_backend
         self.client_leg = ClientLeg(self.engine, near_client.fileno())
         self.backend_leg = BackendLeg(self.engine, near_backend.fileno())
@@ -310,7 +311,7 @@ def test_no_pong_is_1011_and_the_connection_goes_after_the_close_timeout(run: Ru
 
             await bench.wait(3 * SLACK_S)
 
-            heard = await bench.client.to_end()
+            heard = await bench.client.to_end(answer=True)
             assert heard.code == INTERNAL
             assert await bench.backend.recv() == b""
             assert not bench.has_ended
@@ -328,7 +329,7 @@ def test_what_the_backend_says_does_not_answer_a_ping(run: Run):
             await bench.backend.send(b"news")
             await bench.wait(10.0)
 
-            heard = await bench.client.to_end()
+            heard = await bench.client.to_end(answer=True)
 
             assert (heard.pings, heard.data, heard.code) == ([b""], b"news", INTERNAL)
 
@@ -571,5 +572,726 @@ def test_a_backend_that_is_lost_behind_its_full_queue_does_not_hold_the_client(r
             assert heard.code == NORMAL
             bench.client.close()
             await bench.ended()
+
+    run(check())
+
+
+# --- endings: close-timeout counts from the last thing that the other side took
+
+
+def test_a_backend_that_says_nothing_after_the_clients_close_is_left_after_the_close_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            await bench.says(close_frame(4001))
+            assert await bench.backend.recv() == b""
+            await bench.wait(5.0 - SLACK_S)
+            assert bench.hears_nothing()
+
+            await bench.wait(LOOKS_S)
+
+            assert (await bench.client.to_end(answer=True)).code == 4001
+            bench.client.close()
+            await bench.wait(5.0 + LOOKS_S)
+            assert bench.has_ended
+            assert (bench.relay.close_code, bench.relay.closed_by) == (4001, "client")
+
+    run(check())
+
+
+def test_a_backend_that_talks_without_end_after_the_clients_close_is_cut_after_the_close_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            await bench.says(close_frame(NORMAL))
+            listening = asyncio.ensure_future(bench.client.to_end(answer=True))
+            for _ in range(50):
+                bench.backend.send_now(b"and another thing. ")
+                await bench.wait(0.1)
+            bench.backend.send_now(b"too late")
+
+            await bench.wait(LOOKS_S)
+
+            heard = await listening
+            assert heard.code == NORMAL
+            assert len(heard.data) >= 45 * 19
+            assert len(heard.data) % 19 == 0 or heard.data.endswith(b"too late")
+
+    run(check())
+
+
+def test_what_the_backend_says_after_our_close_is_dropped_and_read_to_its_end(run: Run):
+    """It must not be left unread: to close a socket with unread input is a reset."""
+
+    async def check() -> None:
+        async with Bench(backend=tcp_pair) as bench:
+            await bench.says(frame(BINARY, b"good"), b"\xff\xff\xff")
+            heard = await bench.client.to_end(answer=True)
+            assert (heard.code, bytes(heard.data)) == (1002, b"")
+            assert await bench.backend.recv() == b"good"
+
+            await bench.backend.send(b"z" * 100_000)
+
+            assert await bench.backend.recv() == b"", "an end, not a reset"
+            bench.backend.close()
+            bench.client.close()
+            await bench.ended()
+            assert bench.relay.bytes_out == 0
+
+    run(check())
+
+
+def test_a_backend_that_takes_its_bytes_slowly_is_not_cut_off_however_long_it_takes(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0, narrow=8192) as bench:
+            payload = random.Random(2).randbytes(100_000)
+            talking = asyncio.ensure_future(bench.client.send(frame(BINARY, payload) + close_frame(NORMAL)))
+            got = bytearray()
+            while len(got) < len(payload):
+                await bench.wait(4.0)
+                got += await bench.backend.recv_exactly(min(8192, len(payload) - len(got)))
+            await talking
+
+            assert got == payload
+            assert await bench.backend.recv() == b""
+            await bench.backend.send(b"thanks")
+            bench.backend.close()
+            heard = await bench.client.to_end(answer=True)
+            assert (heard.data, heard.code) == (b"thanks", NORMAL)
+
+    run(check())
+
+
+def test_a_client_that_takes_its_bytes_slowly_is_not_cut_off_however_long_it_takes(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0, narrow=8192, is_binary=True) as bench:
+            said = random.Random(3).randbytes(100_000)
+            talking = asyncio.ensure_future(_say_and_close(bench.backend, said))
+            bench.client.read_bytes = 8192
+            got = bytearray()
+            while len(got) < len(said):
+                await bench.wait(4.0)
+                got += (await bench.client.frame()).data
+            await talking
+
+            assert got == said
+            assert (await bench.client.to_end(answer=True)).code == NORMAL
+
+    run(check())
+
+
+async def _say_and_close(wire: Wire, said: bytes) -> None:
+    await wire.send(said)
+    wire.close()
+
+
+@pytest.mark.parametrize("stuck", ["client", "backend"])
+def test_a_side_that_takes_nothing_of_what_it_is_owed_is_left_after_the_close_timeout(run: Run, stuck):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0, max_write_idle_s=100.0, narrow=8192) as bench:
+            if stuck == "client":
+                await bench.stuff_client()
+                await bench.says(close_frame(NORMAL))
+                bench.backend.close()
+                await bench.wait(100.0 + 5.0 + 5.0 + LOOKS_S)
+            else:
+                await bench.stuff_backend()
+                bench.client.close()
+                await bench.wait(100.0 + 5.0 + 5.0 + LOOKS_S)
+
+            assert bench.has_ended
+
+    run(check())
+
+
+def test_waiting_for_a_slow_client_does_not_use_up_the_backends_close_timeout(run: Run):
+    """The backend would go on if it could; max-write-idle bounds that."""
+
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0, max_write_idle_s=100.0, narrow=8192) as bench:
+            said = await bench.stuff_client()
+            await bench.says(close_frame(NORMAL))
+            await bench.wait(90.0)
+            assert not bench.has_ended
+            talking = asyncio.ensure_future(_say_and_close(bench.backend, b"the end"))
+
+            heard = await bench.client.to_end(answer=True)
+            await talking
+
+            assert (heard.data, heard.code) == (said + b"the end", NORMAL)
+            bench.client.close()
+            await bench.ended()
+
+    run(check())
+
+
+def test_a_client_that_talks_on_behind_our_close_and_never_answers_is_cut_after_the_close_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            bench.backend.half_close()
+            await turns(8)
+            for _ in range(50):
+                bench.client.send_now(frame(BINARY, b"more"))
+                await bench.backend.recv()
+                await bench.wait(0.1)
+
+            await bench.wait(LOOKS_S)
+
+            assert bench.has_ended
+            assert (bench.relay.close_code, bench.relay.closed_by) == (NORMAL, "backend")
+
+    run(check())
+
+
+# --- leave: the server goes away
+
+
+def test_leave_between_messages_is_1001_behind_what_the_backend_still_says(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            await bench.says(frame(BINARY, b"a"))
+            bench.relay.leave(GOING_AWAY)
+            assert await bench.backend.recv_exactly(1) == b"a"
+            assert await bench.backend.recv() == b""
+            await bench.backend.send(b"bye")
+            bench.backend.close()
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.data, heard.code) == (b"bye", GOING_AWAY)
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (GOING_AWAY, "server")
+
+    run(check())
+
+
+MESSAGE = frame(TEXT, b"he", fin=False) + frame(CONT, b"llo")
+
+
+@pytest.mark.parametrize("cut", range(1, len(MESSAGE)))
+def test_leave_inside_a_message_waits_for_its_end_and_takes_no_other(run: Run, cut):
+    async def check() -> None:
+        async with Bench() as bench:
+            await bench.says(MESSAGE[:cut])
+            bench.relay.leave(GOING_AWAY)
+            await turns(8)
+            assert bench.relay.is_open
+
+            await bench.says(MESSAGE[cut:])
+            await bench.says(frame(TEXT, b"not this one"))
+
+            assert await bench.backend.recv_exactly(5) == b"hello"
+            assert await bench.backend.recv() == b""
+            bench.backend.close()
+            assert (await bench.client.to_end(answer=True)).code == GOING_AWAY
+
+    run(check())
+
+
+def test_a_ping_is_answered_while_a_leave_waits_for_the_backend(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.relay.leave(GOING_AWAY)
+            await bench.says(frame(PING, b"still there?"))
+            bench.backend.close()
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.pongs, heard.code) == ([b"still there?"], GOING_AWAY)
+
+    run(check())
+
+
+def test_leave_changes_nothing_in_a_tunnel_that_ends_already(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            await bench.says(close_frame(4001))
+            bench.relay.leave(GOING_AWAY)
+            bench.backend.close()
+
+            assert (await bench.client.to_end(answer=True)).code == 4001
+            bench.client.close()
+            await bench.ended()
+            bench.relay.leave(GOING_AWAY)
+            assert bench.relay.close_code == 4001
+
+    run(check())
+
+
+# --- abort: at once
+
+
+def test_abort_says_close_and_releases_both_sockets_at_once(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.relay.abort(GOING_AWAY)
+
+            assert bench.session.endings == 1
+            heard = await bench.client.to_end()
+            assert (heard.code, heard.reset) == (GOING_AWAY, False)
+            assert await bench.backend.recv() == b""
+            bench.relay.abort(INTERNAL)
+            assert (bench.relay.close_code, bench.relay.closed_by) == (GOING_AWAY, "server")
+
+    run(check())
+
+
+@pytest.mark.parametrize("state", ["draining", "closing", "failed"])
+def test_abort_of_an_ending_tunnel_keeps_its_code(run: Run, state):
+    async def check() -> None:
+        async with Bench() as bench:
+            if state == "draining":
+                await bench.says(close_frame(4001))
+            elif state == "closing":
+                bench.backend.half_close()
+                await turns(8)
+            else:
+                await bench.says(b"\xff\xff\xff")
+            bench.relay.abort(GOING_AWAY)
+
+            assert bench.session.endings == 1
+            code = {"draining": 4001, "closing": NORMAL, "failed": 1002}[state]
+            assert bench.relay.close_code == code
+            assert (await bench.client.to_end(answer=True)).code == (GOING_AWAY if state == "draining" else code)
+
+    run(check())
+
+
+def test_abort_in_the_middle_of_a_frame_puts_no_close_into_its_payload(run: Run):
+    async def check() -> None:
+        async with Bench(narrow=8192, is_binary=True) as bench:
+            said = await bench.stuff_client()
+            bench.relay.abort(GOING_AWAY)
+
+            got = bytearray()
+            with contextlib.suppress(AssertionError, ConnectionResetError):
+                while (heard := await bench.client.frame()) is not None:
+                    got += heard.data
+            assert said.startswith(got)
+
+    run(check())
+
+
+# --- verdict: an exiting backend's status decides
+
+
+@pytest.mark.parametrize("code", [NORMAL, INTERNAL])
+def test_the_close_waits_for_the_verdict_on_an_exiting_backend(run: Run, code):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.session.answer = 0
+            await bench.backend.send(b"last words")
+            bench.backend.close()
+            await turns(8)
+            assert (await bench.client.frame()).data == b"last words"
+            assert bench.hears_nothing()
+            assert bench.session.asked == 1
+
+            bench.relay.verdict(code)
+
+            assert (await bench.client.to_end(answer=True)).code == code
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (code, "backend")
+
+    run(check())
+
+
+def test_a_clients_close_overtakes_the_verdict(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.session.answer = 0
+            bench.backend.close()
+            await turns(8)
+            await bench.says(close_frame(4001))
+            bench.relay.verdict(INTERNAL)
+
+            assert (await bench.client.to_end(answer=True)).code == 4001
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (4001, "client")
+
+    run(check())
+
+
+def test_a_client_that_leaves_while_the_verdict_is_awaited_ends_the_tunnel(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.session.answer = 0
+            bench.backend.close()
+            await turns(8)
+            bench.client.close()
+
+            await bench.ended()
+
+            bench.relay.verdict(INTERNAL)
+            assert bench.relay.close_code == ABNORMAL
+
+    run(check())
+
+
+def test_a_protocol_error_while_the_verdict_is_awaited_is_1002(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.session.answer = 0
+            bench.backend.close()
+            await turns(8)
+            await bench.says(b"\xff\xff\xff")
+            bench.relay.verdict(NORMAL)
+
+            assert (await bench.client.to_end(answer=True)).code == 1002
+            assert bench.relay.close_code == 1002
+
+    run(check())
+
+
+def test_a_verdict_that_never_comes_is_1011_after_the_close_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            bench.session.answer = 0
+            bench.backend.close()
+            await bench.wait(5.0 - SLACK_S)
+            assert bench.hears_nothing()
+
+            await bench.wait(LOOKS_S)
+
+            assert (await bench.client.to_end(answer=True)).code == INTERNAL
+
+    run(check())
+
+
+def test_what_the_client_says_while_the_verdict_is_awaited_reaches_a_backend_that_still_reads(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.session.answer = 0
+            bench.backend.half_close()
+            await turns(8)
+            await bench.says(frame(BINARY, b"a"), frame(PING, b"b"))
+            assert await bench.backend.recv_exactly(1) == b"a"
+            bench.relay.verdict(NORMAL)
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.pongs, heard.code) == ([b"b"], NORMAL)
+            assert await bench.backend.recv() == b""
+
+    run(check())
+
+
+@pytest.mark.parametrize("how", ["leave", "abort"])
+def test_the_server_may_go_away_while_the_verdict_is_awaited(run: Run, how):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.session.answer = 0
+            bench.backend.close()
+            await turns(8)
+            if how == "abort":
+                bench.relay.abort(GOING_AWAY)
+                assert bench.session.endings == 1
+                assert bench.relay.close_code == GOING_AWAY
+            else:
+                bench.relay.leave(GOING_AWAY)
+                bench.relay.verdict(NORMAL)
+                assert (await bench.client.to_end(answer=True)).code == NORMAL
+
+    run(check())
+
+
+def test_a_verdict_that_nobody_waits_for_changes_nothing(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.relay.verdict(INTERNAL)
+            assert bench.relay.is_open
+            await bench.says(frame(BINARY, b"a"))
+            assert await bench.backend.recv_exactly(1) == b"a"
+            bench.relay.abort(GOING_AWAY)
+            bench.relay.verdict(INTERNAL)
+            assert bench.relay.close_code == GOING_AWAY
+
+    run(check())
+
+
+@pytest.mark.parametrize("kind", ["reset", "half a character"])
+def test_an_end_that_speaks_for_itself_asks_for_no_verdict(run: Run, kind):
+    async def check() -> None:
+        async with Bench(backend=tcp_pair) as bench:
+            bench.session.answer = 0
+            if kind == "reset":
+                bench.backend.reset()
+            else:
+                await bench.backend.send(b"\xc3")
+                bench.backend.close()
+
+            assert (await bench.client.to_end(answer=True)).code == INTERNAL
+            assert bench.session.asked == 0
+            assert bench.relay.is_text_broken == (kind != "reset")
+
+    run(check())
+
+
+# --- control frames behind a full queue
+
+
+def test_behind_a_full_queue_only_the_latest_ping_is_answered(run: Run):
+    """RFC 6455 §5.5.3."""
+
+    async def check() -> None:
+        async with Bench(narrow=8192, is_binary=True) as bench:
+            said = await bench.stuff_client()
+            for number in range(200):
+                await bench.says(frame(PING, b"%d" % number))
+            await bench.says(frame(PING, b"n" * 125))
+
+            got, pongs = bytearray(), []
+            while not pongs:
+                heard = await bench.client.frame()
+                got += heard.data if heard.opcode is BINARY else b""
+                pongs += [heard.data] if heard.opcode is PONG else []
+
+            assert pongs == [b"n" * 125]
+            assert said.startswith(got)
+            await bench.says(frame(PING, b"and now"))
+            while (heard := await bench.client.frame()).opcode is not PONG:
+                got += heard.data
+            assert heard.data == b"and now"
+            assert got == said
+
+    run(check())
+
+
+def test_a_pong_that_waits_is_not_sent_behind_our_close(run: Run):
+    async def check() -> None:
+        async with Bench(narrow=8192, is_binary=True) as bench:
+            await bench.stuff_client()
+            await bench.says(frame(PING, b"a"), b"\xff\xff\xff")
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.pongs, heard.code) == ([], 1002)
+
+    run(check())
+
+
+def test_a_ping_behind_our_close_is_not_answered(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.backend.half_close()
+            await turns(8)
+            await bench.says(frame(PING, b"a"))
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.pongs, heard.code) == ([], NORMAL)
+
+    run(check())
+
+
+# --- text
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_text_frame_is_whole_characters_and_the_first_bad_byte_ends_it(run: Run, seed):
+    """Python's own decoder is the oracle, for any bytes under any cuts."""
+
+    async def check() -> None:
+        rng = random.Random(seed)
+        for _ in range(12):
+            text = "".join(chr(rng.choice([65, 0xE9, 0x20AC, 0x1F600, 0xFFFD])) for _ in range(rng.randrange(1, 40)))
+            said = bytearray(text.encode())
+            if rng.random() < 0.6:
+                said[rng.randrange(len(said))] = rng.choice(
+                    [0x80, 0xBF, 0xC0, 0xC3, 0xE2, 0xED, 0xF0, 0xF4, 0xF5, 0xFF]
+                )
+            async with Bench() as bench:
+                at = 0
+                while at < len(said):
+                    step = rng.randrange(1, 6)
+                    with contextlib.suppress(BrokenPipeError):
+                        bench.backend.sock.send(said[at : at + step])
+                    at += step
+                    await turns(4)
+                bench.backend.close()
+
+                heard = await bench.client.to_end(answer=True)
+
+                try:
+                    valid, code = said.decode().encode(), NORMAL
+                except UnicodeDecodeError as bad:
+                    valid, code = bytes(said[: bad.start]), INTERNAL
+                assert (bytes(heard.data), heard.code) == (valid, code), said.hex()
+                assert bench.relay.is_text_broken == (code == INTERNAL)
+                assert bench.relay.bytes_out == len(valid)
+
+    run(check())
+
+
+def test_broken_text_behind_the_clients_close_is_told_instead_of_its_code(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            await bench.says(close_frame(NORMAL))
+            await bench.backend.send(b"good \xff bad")
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.data, heard.code) == (b"good ", INTERNAL)
+            assert (bench.relay.close_code, bench.relay.closed_by) == (INTERNAL, "server")
+            assert bench.relay.is_text_broken
+
+    run(check())
+
+
+def test_broken_text_behind_the_clients_eof_is_logged_and_not_told(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.client.half_close()
+            await turns(8)
+            await bench.backend.send(b"good \xff bad")
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (heard.data, heard.code) == (b"good ", None)
+            assert bench.relay.close_code == INTERNAL
+
+    run(check())
+
+
+# --- a side that takes nothing more is still heard out
+
+
+def test_what_a_client_said_before_it_could_not_be_written_to_any_more_is_delivered(run: Run):
+    """Its EPIPE is found by a PONG for the first of its frames, while the others are still unread."""
+
+    async def check() -> None:
+        async with Bench(narrow=8192, read_bytes=4096, turn_bytes=8192) as bench:
+            bench.client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            payload = random.Random(4).randbytes(60_000)
+            bench.client.sock.shutdown(socket.SHUT_RD)
+            await bench.client.send(frame(PING) + frame(BINARY, payload))
+            bench.client.close()
+
+            assert await bench.backend.recv_exactly(len(payload)) == payload
+            assert await bench.backend.recv() == b""
+
+    run(check())
+
+
+def test_what_a_backend_said_before_it_could_not_be_written_to_any_more_is_delivered(run: Run):
+    async def check() -> None:
+        async with Bench(read_bytes=4096, turn_bytes=8192, is_binary=True) as bench:
+            said = random.Random(5).randbytes(60_000)
+            bench.backend.sock.shutdown(socket.SHUT_RD)
+            await bench.client.send(frame(BINARY, b"into the void"))
+            await bench.backend.send(said)
+            bench.backend.close()
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert (bytes(heard.data), heard.code) == (said, NORMAL)
+
+    run(check())
+
+
+def test_a_backends_last_words_before_its_reset_are_delivered_though_a_send_finds_the_reset_first(run: Run):
+    async def check() -> None:
+        async with Bench(backend=tcp_pair, narrow=8192, is_binary=True) as bench:
+            said = await bench.stuff_client()
+            assert bench.waiting()
+            _, pending = said, await _pending(bench.backend_socket)
+            bench.backend.reset()
+            await bench.says(frame(BINARY, b"into the void"), frame(BINARY, b"and again"))
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert pending > 0
+            assert len(heard.data) >= pending
+            assert said.startswith(bytes(heard.data))
+            assert heard.code == INTERNAL
+
+    run(check())
+
+
+async def _pending(sock: socket.socket) -> int:
+    """Bytes in the socket that nobody has read."""
+    return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
+
+
+def test_a_reset_client_is_1006_and_its_last_words_are_delivered(run: Run):
+    async def check() -> None:
+        async with Bench(client=tcp_pair, backend=tcp_pair, narrow=8192) as bench:
+            payload, _rest = await bench.stuff_backend()
+            bench.client.reset()
+            await bench.backend.send(b"nobody hears this")
+            got = await bench.backend.recv_to_end()
+            bench.backend.close()
+
+            await bench.ended()
+            assert payload.startswith(got)
+            assert len(got) == bench.relay.bytes_in
+            assert bench.relay.close_code == ABNORMAL
+
+    run(check())
+
+
+# --- fairness
+
+
+@pytest.mark.parametrize("talker", ["client", "backend"])
+def test_a_side_with_much_to_say_gives_the_others_a_turn(run: Run, talker):
+    async def check() -> None:
+        async with Bench(read_bytes=4096, turn_bytes=16 * 1024, is_joined=False, is_binary=True) as bench:
+            size = 128 * 1024
+            payload = random.Random(6).randbytes(size)
+            for sock in (bench.client.sock, bench.backend.sock, bench.transport.get_extra_info("socket")):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            bench.backend_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            if talker == "client":
+                await bench.client.send(frame(BINARY, payload))
+            await bench.attach()
+            bench.relay.join(bytearray(), False)
+            if talker == "backend":
+                await bench.backend.send(payload)
+
+            counts = [0]
+            while counts[-1] < size:
+                await asyncio.sleep(0)
+                counts.append(bench.relay.bytes_in if talker == "client" else bench.relay.bytes_out)
+
+            assert max(after - before for before, after in zip(counts, counts[1:], strict=False)) <= 16 * 1024
+            if talker == "client":
+                assert await bench.backend.recv_exactly(size) == payload
+                assert bench.watched.calls.count("pause_reading") == bench.watched.calls.count("resume_reading") - 1
+            else:
+                assert await bench.client.payload(size) == payload
+
+    run(check(), timeout_s=20.0)
+
+
+def test_a_turn_that_ends_while_the_other_side_is_full_does_not_read_on(run: Run):
+    async def check() -> None:
+        async with Bench(read_bytes=4096, turn_bytes=4096, narrow=8192) as bench:
+            payload, rest = await bench.stuff_backend()
+            taken = bench.relay.bytes_in
+            await turns(20)
+            assert bench.relay.bytes_in == taken
+
+            talking = asyncio.ensure_future(bench.client.send(rest))
+            assert await bench.backend.recv_exactly(len(payload)) == payload
+            await talking
+
+    run(check())
+
+
+# --- the engine
+
+
+def test_one_engine_flushes_many_legs_and_watches_none_of_them_afterwards(run: Run):
+    async def check() -> None:
+        async with Bench(narrow=8192, is_binary=True) as one, Bench(narrow=8192, is_binary=True) as other:
+            said = [await one.stuff_client(), await other.stuff_client()]
+            assert one.waiting()
+
+            heard = [await one.client.payload(len(said[0])), await other.client.payload(len(said[1]))]
+
+            assert heard == said
+            assert one.waiting() == set()
 
     run(check())
