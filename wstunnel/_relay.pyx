@@ -677,14 +677,12 @@ cdef class Relay:
     cdef int begin_closing(self, uint16_t code, str who) except -1:
         """Nothing more is to be said to the client than CLOSE with `code`; its answer is awaited."""
         cdef bint is_open = self.state == STATE_OPEN
-        if is_open or self.is_verdict_awaited:
-            self.answer_code = code
-        if is_open or self.is_verdict_awaited or self.is_text_broken:
+        if is_open or self.state == STATE_DRAINING:
+            if is_open or self.is_verdict_awaited or self.answer_code:
+                self.answer_code = code     # otherwise the client has left, and is told nothing
             self.close_code = code
             self.closed_by = who
-            if self.answer_code:
-                self.answer_code = code
-        self.is_verdict_awaited = False
+            self.is_verdict_awaited = False
         if is_open:
             self.begin_ending(STATE_DRAINING)
         return self.settle()

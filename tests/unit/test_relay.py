@@ -817,6 +817,18 @@ def test_leave_changes_nothing_in_a_tunnel_that_ends_already(run: Run):
     run(check())
 
 
+def test_a_protocol_error_while_a_leave_waits_for_the_backend_is_1002_at_once(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            bench.relay.leave(GOING_AWAY)
+            await bench.says(b"\xff\xff\xff")
+
+            assert (await bench.client.to_end(answer=True)).code == 1002
+            assert (bench.relay.close_code, bench.relay.closed_by) == (1002, "server")
+
+    run(check())
+
+
 # --- abort: at once
 
 
@@ -1149,6 +1161,22 @@ def test_broken_text_behind_the_clients_eof_is_logged_and_not_told(run: Run):
             heard = await bench.client.to_end(answer=True)
 
             assert (heard.data, heard.code) == (b"good ", None)
+            assert bench.relay.close_code == INTERNAL
+
+    run(check())
+
+
+def test_a_protocol_error_after_broken_text_does_not_change_what_was_told(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            await bench.backend.send(b"\xff")
+            await turns(8)
+            await bench.says(b"\xff\xff\xff")
+
+            assert (await bench.client.to_end(answer=True)).code == INTERNAL
+            bench.client.close()
+            bench.backend.close()
+            await bench.ended()
             assert bench.relay.close_code == INTERNAL
 
     run(check())
