@@ -201,6 +201,9 @@ cdef class Leg:
 
     def connection_made(self, transport):
         """The backend's transport exists and starts to read as soon as this returns."""
+        if self.is_closed:      # the tunnel was aborted meanwhile
+            transport.abort()
+            return
         self.transport = transport
         self.holds &= ~<unsigned>HOLD_START
 
@@ -454,6 +457,8 @@ cdef class Relay:
 
         in      is_at_eof   the client has ended its side already, and no transport will say so again
         """
+        if self.state == STATE_ENDED:
+            return
         self.engine.wheel.add(self, self.engine.now_s)
         if self.backend.holds and self.backend.transport is not None:
             self.backend.transport.pause_reading()

@@ -883,6 +883,22 @@ def test_abort_in_the_middle_of_a_frame_puts_no_close_into_its_payload(run: Run)
     run(check())
 
 
+def test_abort_while_the_backends_transport_is_made_leaves_nothing_open(run: Run):
+    async def check() -> None:
+        async with Bench(is_joined=False) as bench:
+            attaching = asyncio.ensure_future(bench.attach())
+            await asyncio.sleep(0)
+            bench.relay.abort(GOING_AWAY)
+            await attaching
+            bench.relay.join(bytearray(frame(BINARY, b"early")), True)
+
+            assert (await bench.client.to_end()).code == GOING_AWAY
+            assert await bench.backend.recv() == b""
+            assert len(bench.wheel) == 1, "only the engine is timed"
+
+    run(check())
+
+
 # --- verdict: an exiting backend's status decides
 
 
