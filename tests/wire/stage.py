@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Sequence
@@ -53,9 +52,7 @@ class Stage:
     def __init__(self, folder: Any, *, backend: Backend | None = None, settings: Settings | None = None, **route: Any):
         self.backend = backend or Backend(os.path.join(folder, "b.sock"))
         options = {"ping_interval_s": 0.0} | self.backend.route | route
-        self.settings = replace(
-            settings or Settings(listen=(TcpAddress("127.0.0.1", 0),)), routes=(Route(**options),)
-        )
+        self.settings = replace(settings or Settings(listen=(TcpAddress("127.0.0.1", 0),)), routes=(Route(**options),))
         self.joined = 0
         self._clients: list[Client] = []
         self._stack = AsyncExitStack()

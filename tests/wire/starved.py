@@ -31,9 +31,7 @@ class Count(logging.Handler):
 async def main(socket_path: str, spare: int) -> None:
     count = Count()
     logging.getLogger("wstunnel").addHandler(count)
-    settings = Settings(
-        listen=(TcpAddress("127.0.0.1", 0),), routes=(Route(socket=socket_path, ping_interval_s=0.0),)
-    )
+    settings = Settings(listen=(TcpAddress("127.0.0.1", 0),), routes=(Route(socket=socket_path, ping_interval_s=0.0),))
     async with Tunnel(settings) as tunnel:
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

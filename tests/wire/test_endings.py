@@ -432,7 +432,7 @@ def test_a_client_that_talks_on_and_never_answers_is_left_too(run: Run, stage):
             client, backend = await on.join()
             backend.close()
 
-            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
                 while True:
                     await client.send(frame(TEXT, b"and another thing"))
                     await asyncio.sleep(0.001)

@@ -11,7 +11,7 @@ from websockets.frames import Frame
 from wsproto import frame_protocol as wsproto
 
 from tests.conftest import Run
-from tests.wire.clients import BINARY, CLOSE, CONT, NO_STATUS, PING, PONG, TEXT, close_frame, crooked, frame, silent
+from tests.wire.clients import BINARY, CONT, NO_STATUS, PING, PONG, TEXT, close_frame, crooked, frame, silent
 from tests.wire.sockets import eventually, quiet, rss_kib
 
 SIZES = (0, 1, 125, 126, 127, 65535, 65536, 65537, 1 << 20)
