@@ -143,6 +143,7 @@ cdef class Relay:
     cdef int begin_draining(self, uint16_t code, uint16_t answer, str who) except -1
     cdef int begin_closing(self, uint16_t code, str who) except -1
     cdef int send_close(self, uint16_t code) except -1
+    cdef int send_ping(self) except -1
     cdef int fail(self, uint16_t code) except -1
     cdef int queue_filled(self, Leg leg) except -1
     cdef int queue_emptied(self, Leg leg) except -1

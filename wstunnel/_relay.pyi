@@ -4,6 +4,8 @@ import asyncio
 from asyncio import BufferedProtocol
 from typing import Protocol
 
+from typing_extensions import disjoint_base
+
 __all__ = ["BackendLeg", "ClientLeg", "Engine", "Policy", "Relay"]
 
 class _Wheel(Protocol):
@@ -16,6 +18,7 @@ class _Session(Protocol):
     def backend_ended(self) -> int: ...
     def ended(self) -> None: ...
 
+@disjoint_base
 class Engine:
     loop: asyncio.AbstractEventLoop
     wheel: _Wheel
@@ -28,6 +31,7 @@ class Engine:
     def due(self, now_s: float) -> float: ...
     def flush_writable(self) -> None: ...
 
+@disjoint_base
 class Policy:
     is_binary: bool
     ping_interval_s: float
@@ -52,6 +56,7 @@ class ClientLeg(BufferedProtocol):
 class BackendLeg(BufferedProtocol):
     def __init__(self, engine: Engine, fd: int) -> None: ...
 
+@disjoint_base
 class Relay:
     bytes_in: int
     bytes_out: int

@@ -839,13 +839,13 @@ cdef class Relay:
             self.settle()
         return now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.engine.look_s)
 
-    def send_ping(self):
+    cdef int send_ping(self) except -1:
         """An empty PING; any byte that the client sends from now on answers it."""
         cdef uint8_t frame[SERVER_HEADER_MAX]
         cdef uint8_t* payload = frame + SERVER_HEADER_MAX
         cdef size_t header = header_before(payload, OP_PING, 0)
         self.is_ping_out = True
-        self.client.push(payload - header, header)
+        return self.client.push(payload - header, header)
 
 
 cdef size_t _whole_characters(const uint8_t* p, size_t n) noexcept:
