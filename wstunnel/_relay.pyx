@@ -457,6 +457,8 @@ cdef class Relay:
 
         in      is_at_eof   the client has ended its side already, and no transport will say so again
         """
+        cdef uint16_t leave_code = self.leave_code
+        self.leave_code = 0
         if self.state == STATE_ENDED:
             return
         self.engine.wheel.add(self, self.engine.now_s)
@@ -467,15 +469,19 @@ cdef class Relay:
         if is_at_eof:
             self.client.eof_received()
         self.client.release(HOLD_START)
+        if leave_code:
+            self.leave(leave_code)
 
     def leave(self, uint16_t code):
         """The server goes away: deliver what has arrived, end after the message under way, CLOSE with `code`."""
         cdef int arrived = 0
         if self.state != STATE_OPEN:
             return
+        self.leave_code = code
+        if self.client.holds & HOLD_START:
+            return      # `join` comes back to it, once what came behind the head is on its way
         if self.client.fd >= 0:
             ioctl(self.client.fd, FIONREAD, &arrived)
-        self.leave_code = code
         self.leave_bytes = arrived
         self.leave_at_boundary()
 
