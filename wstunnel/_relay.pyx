@@ -356,13 +356,12 @@ cdef class Leg:
         return 0
 
     cdef int close(self) except -1:
-        """Release the socket now. What the kernel has taken it still delivers."""
+        """Release the socket now; nobody waits for it any more. What the kernel has taken it still delivers."""
         if self.is_closed:
             return 0
-        self.drop_queue()
+        self.mark_write_dead(0)
         self.is_closed = True
         self.is_read_ended = True
-        self.is_write_dead = True
         self.fd = -1
         transport, self.transport = self.transport, None
         if transport is not None:
@@ -783,7 +782,6 @@ cdef class Relay:
                 if backend_stuck:
                     self.fail(CODE_INTERNAL)
                 else:
-                    self.client.mark_write_dead(0)
                     self.client.close()
                     self.begin_draining(CODE_ABNORMAL, 0, "server")
                 return now_s

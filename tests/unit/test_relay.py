@@ -1017,6 +1017,23 @@ def test_a_verdict_that_never_comes_is_1011_after_the_close_timeout(run: Run):
     run(check())
 
 
+def test_a_client_that_is_held_by_the_backend_is_read_again_once_that_has_been_given_up(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0, max_write_idle_s=100.0, narrow=8192) as bench:
+            bench.session.answer = 0
+            _, rest = await bench.stuff_backend()
+            bench.backend.half_close()
+            await bench.wait(5.0 + LOOKS_S)
+
+            await bench.client.send(rest)
+
+            assert (await bench.client.to_end(answer=True)).code == INTERNAL
+            bench.client.close()
+            await bench.ended()
+
+    run(check())
+
+
 def test_what_the_client_says_while_the_verdict_is_awaited_reaches_a_backend_that_still_reads(run: Run):
     async def check() -> None:
         async with Bench() as bench:
