@@ -1,0 +1,453 @@
+"""Accepting within a budget, without descriptors, and not at the others' expense."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+from tests.wire.sockets import eventually, turns
+from wstunnel.limits import AcceptLimits
+from wstunnel.net.accept import Acceptor, peer_name
+from wstunnel.net.listen import Listener, open_listener
+from wstunnel.settings import TcpAddress, UnixAddress
+
+LIMITS = AcceptLimits()
+
+
+class Timer:
+    def __init__(self, at_s: float, callback: Callable[[], None]) -> None:
+        self.at_s, self.callback, self.is_cancelled = at_s, callback, False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Loop:
+    """An event loop whose clock and whose turns are the test's."""
+
+    def __init__(self) -> None:
+        self.now_s = 50.0
+        self.readers: dict[int, Callable[[], None]] = {}
+        self.timers: list[Timer] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def add_reader(self, fd: int, callback: Callable[..., None], *args: Any) -> None:
+        self.readers[fd] = lambda: callback(*args)
+
+    def remove_reader(self, fd: int) -> None:
+        del self.readers[fd]
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(self.now_s + delay_s, callback)
+        self.timers.append(timer)
+        return timer
+
+    def readable(self, fd: int) -> bool:
+        """Somebody waits in that listener's backlog; False if nobody listens to that."""
+        if (callback := self.readers.get(fd)) is None:
+            return False
+        callback()
+        return True
+
+    def wait(self, seconds: float) -> None:
+        self.now_s += seconds
+        due = [timer for timer in self.timers if timer.at_s <= self.now_s]
+        self.timers = [timer for timer in self.timers if timer.at_s > self.now_s]
+        for timer in due:
+            if not timer.is_cancelled:
+                timer.callback()
+
+    def pause_s(self) -> float | None:
+        """What is left of the only pause under way."""
+        (left,) = [timer.at_s - self.now_s for timer in self.timers if not timer.is_cancelled] or [None]
+        return left
+
+
+class Backlog:
+    """A listening socket: who waits in it, and what `accept` says instead. Empty: nobody, as the kernel says it."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.waiting: list[int | OSError] = []
+        self.calls = 0
+
+    def fileno(self) -> int:
+        return self.fd
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.calls += 1
+        if not self.waiting:
+            raise BlockingIOError(errno.EAGAIN, "nobody")
+        first = self.waiting.pop(0)
+        if isinstance(first, OSError):
+            raise first
+        near, far = socket.socketpair()
+        far.close()
+        return near, None
+
+
+@pytest.fixture
+def accepted() -> Iterator[list[socket.socket]]:
+    socks: list[socket.socket] = []
+    yield socks
+    for sock in socks:
+        sock.close()
+
+
+class Stand:
+    """An acceptor over fake listeners on a fake loop."""
+
+    def __init__(self, accepted: list[socket.socket], *, max_connections: int = 1000, listeners: int = 1) -> None:
+        self.loop = Loop()
+        self.backlogs = [Backlog(100 + index) for index in range(listeners)]
+        self.backlog = self.backlogs[0]
+        self.accepted = accepted
+        self.acceptor = Acceptor(
+            self.loop,
+            [Listener(backlog, TcpAddress("127.0.0.1", 1), None) for backlog in self.backlogs],
+            max_connections=max_connections,
+            limits=LIMITS,
+            on_connection=accepted.append,
+        )
+        self.acceptor.start()
+
+    @property
+    def is_listening(self) -> bool:
+        return bool(self.loop.readers)
+
+
+def no_room(number: int = errno.EMFILE) -> OSError:
+    return OSError(number, os.strerror(number))
+
+
+# --- turns
+
+
+def test_a_turn_takes_no_more_than_its_share_so_that_tunnels_and_other_listeners_have_theirs(accepted):
+    stand = Stand(accepted, listeners=2)
+    stand.backlog.waiting = [1] * 100
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == stand.acceptor.open_connections == LIMITS.per_turn
+    stand.backlogs[1].waiting = [1]
+    stand.loop.readable(stand.backlogs[1].fd)
+    assert len(accepted) == LIMITS.per_turn + 1
+
+
+def test_a_turn_ends_when_nobody_waits_any_more(accepted):
+    stand = Stand(accepted)
+    stand.backlog.waiting = [1, 1]
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == 2
+    assert stand.backlog.calls == 3
+    assert stand.is_listening
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    ],
+    ids=errno.errorcode.get,
+)
+def test_a_connection_that_failed_in_the_backlog_is_passed_over(accepted, number):
+    """accept(2) wants every pending network error of the new socket treated like EAGAIN."""
+    stand = Stand(accepted)
+    stand.backlog.waiting = [no_room(number), 1]
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == 1
+    assert stand.acceptor.open_connections == 1
+    assert stand.is_listening
+
+
+def test_connections_that_fail_one_after_the_other_do_not_hold_the_loop(accepted):
+    stand = Stand(accepted)
+    stand.backlog.waiting = [no_room(errno.ECONNABORTED) for _ in range(1000)]
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert stand.backlog.calls == LIMITS.per_turn
+
+
+def test_an_error_that_nobody_foresaw_is_not_hidden(accepted):
+    stand = Stand(accepted)
+    stand.backlog.waiting = [no_room(errno.EINVAL)]
+
+    with pytest.raises(OSError, match="Invalid argument"):
+        stand.loop.readable(stand.backlog.fd)
+
+
+# --- the budget
+
+
+def test_at_max_connections_no_listener_is_listened_to_until_one_has_gone(accepted, caplog):
+    stand = Stand(accepted, max_connections=3, listeners=2)
+    stand.backlog.waiting = [1] * 5
+    stand.backlogs[1].waiting = [1]
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == 3
+    assert not stand.is_listening
+    stand.acceptor.release()
+    assert set(stand.loop.readers) == {100, 101}
+    stand.loop.readable(stand.backlogs[1].fd)
+    stand.loop.readable(stand.backlog.fd)
+    assert len(accepted) == 4
+    assert not stand.is_listening
+
+
+def test_max_connections_is_logged_once(accepted, caplog):
+    stand = Stand(accepted, max_connections=1)
+    stand.backlog.waiting = [1] * 50
+    for _ in range(20):
+        stand.loop.readable(stand.backlog.fd)
+        stand.acceptor.release()
+
+    (line,) = [record for record in caplog.records if "max-connections" in record.getMessage()]
+    assert line.levelno == logging.WARNING
+    assert len(accepted) >= 10
+
+
+def test_a_place_that_was_given_back_is_taken_again_and_never_two(accepted):
+    stand = Stand(accepted, max_connections=2)
+    stand.backlog.waiting = [1] * 10
+    for gone in range(1, 6):
+        stand.loop.readable(stand.backlog.fd)
+        stand.loop.readable(stand.backlog.fd)
+        assert stand.acceptor.open_connections == 2
+        assert len(accepted) == 1 + gone
+        stand.acceptor.release()
+
+
+def test_a_full_budget_costs_no_turn_of_the_loop(run: Run):
+    """Disarmed means disarmed: a backlog that stays readable wakes nobody."""
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        listener = open_listener(TcpAddress("127.0.0.1", 0), backlog=16)
+        counted = Counted(listener.socket)
+        held: list[socket.socket] = []
+        acceptor = Acceptor(
+            loop,
+            [Listener(counted, listener.address, None)],
+            max_connections=1,
+            limits=LIMITS,
+            on_connection=held.append,
+        )
+        acceptor.start()
+        clients = [socket.create_connection((listener.address.host, listener.address.port)) for _ in range(3)]
+        try:
+            await eventually(lambda: len(held) == 1, "the first connection")
+            await turns(20)
+            calls = counted.calls
+            await turns(50)
+            assert counted.calls == calls
+
+            held.pop().close()
+            acceptor.release()
+
+            await eventually(lambda: len(held) == 1, "the second connection")
+            assert acceptor.open_connections == 1
+        finally:
+            acceptor.stop()
+            for sock in (*clients, *held):
+                sock.close()
+            listener.close()
+
+    run(check())
+
+
+class Counted:
+    """A listening socket that counts how often it is asked."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.calls = 0
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        self.calls += 1
+        return self._sock.accept()
+
+
+# --- no descriptors
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM], ids=errno.errorcode.get)
+def test_without_descriptors_or_memory_all_listeners_rest_and_then_go_on(accepted, number):
+    stand = Stand(accepted, listeners=2)
+    stand.backlog.waiting = [1, no_room(number), 1]
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == 1
+    assert not stand.is_listening
+    assert stand.loop.pause_s() == pytest.approx(0.1)
+    stand.loop.wait(0.05)
+    assert not stand.is_listening
+    stand.loop.wait(0.06)
+    assert len(stand.loop.readers) == 2
+    stand.loop.readable(stand.backlog.fd)
+    assert len(accepted) == 2
+
+
+def test_the_pause_doubles_up_to_a_second_and_begins_anew_after_a_success(accepted):
+    stand = Stand(accepted)
+    pauses = []
+    for _ in range(6):
+        stand.backlog.waiting = [no_room()]
+        stand.loop.readable(stand.backlog.fd)
+        pauses.append(stand.loop.pause_s())
+        stand.loop.wait(pauses[-1])
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.0, 1.0])
+
+    stand.backlog.waiting = [1, no_room()]
+    stand.loop.readable(stand.backlog.fd)
+
+    assert stand.loop.pause_s() == pytest.approx(0.1)
+
+
+def test_missing_descriptors_are_logged_at_most_once_in_ten_seconds(accepted, caplog):
+    stand = Stand(accepted)
+    logged_at: list[float] = []
+    began_s = stand.loop.now_s
+    while stand.loop.now_s < began_s + 25.0:
+        before = len(caplog.records)
+        stand.backlog.waiting = [no_room()]
+        stand.loop.readable(stand.backlog.fd)
+        if len(caplog.records) > before:
+            logged_at.append(stand.loop.now_s - began_s)
+        stand.loop.wait(stand.loop.pause_s())
+
+    assert len(logged_at) == 3
+    assert all(later - earlier >= 10.0 for earlier, later in itertools.pairwise(logged_at))
+    text = caplog.records[0].getMessage()
+    assert "Too many open files" in text
+    assert "ulimit -n" in text
+
+
+def test_a_connection_that_goes_during_the_pause_does_not_shorten_it(accepted):
+    """Its descriptors may be needed by those that are open; and release comes from anywhere."""
+    stand = Stand(accepted)
+    stand.backlog.waiting = [1, 1, no_room()]
+    stand.loop.readable(stand.backlog.fd)
+
+    stand.acceptor.release()
+
+    assert not stand.is_listening
+    stand.loop.wait(0.11)
+    assert stand.is_listening
+
+
+def test_a_pause_that_ends_with_the_budget_used_up_does_not_let_anybody_in(accepted):
+    stand = Stand(accepted, max_connections=1)
+    stand.backlog.waiting = [1]
+    stand.loop.readable(stand.backlog.fd)
+    stand.backlog.waiting = [1]
+    stand.loop.readable(stand.backlog.fd)
+    stand.loop.wait(10.0)
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == 1
+    assert not stand.is_listening
+
+
+# --- stop
+
+
+def test_after_stop_nobody_is_let_in_and_nothing_starts_it_again(accepted):
+    stand = Stand(accepted, max_connections=1)
+    stand.backlog.waiting = [1, 1]
+    stand.loop.readable(stand.backlog.fd)
+
+    stand.acceptor.stop()
+    stand.acceptor.release()
+    stand.acceptor.stop()
+
+    assert not stand.is_listening
+    assert stand.acceptor.open_connections == 0
+
+
+def test_stop_during_a_pause_ends_the_pause(accepted):
+    stand = Stand(accepted)
+    stand.backlog.waiting = [no_room()]
+    stand.loop.readable(stand.backlog.fd)
+
+    stand.acceptor.stop()
+    stand.loop.wait(10.0)
+
+    assert not stand.is_listening
+
+
+# --- the accepted socket
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_an_accepted_socket_is_ready_for_the_loop(run: Run, tmp_path, kind):
+    async def check() -> None:
+        address = TcpAddress("127.0.0.1", 0) if kind == "tcp" else UnixAddress(str(tmp_path / "s"))
+        listener = open_listener(address, backlog=16)
+        held: list[socket.socket] = []
+        acceptor = Acceptor(
+            asyncio.get_running_loop(), [listener], max_connections=9, limits=LIMITS, on_connection=held.append
+        )
+        acceptor.start()
+        with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as client:
+            where = (listener.address.host, listener.address.port) if kind == "tcp" else listener.address.path
+            client.connect(where)
+            await eventually(lambda: bool(held), "a connection")
+            (sock,) = held
+            with sock:
+                assert not sock.getblocking()
+                assert not os.get_inheritable(sock.fileno())
+                if kind == "tcp":
+                    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                    assert peer_name(sock) == "{}:{}".format(*client.getsockname())
+                else:
+                    assert peer_name(sock) == "unix:"
+        acceptor.stop()
+        listener.close()
+
+    run(check())
+
+
+def test_a_peer_on_ipv6_is_named_in_brackets():
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        near, _ = listener.accept()
+        with client, near:
+            assert peer_name(near) == f"[::1]:{client.getsockname()[1]}"
+
+
+def test_a_peer_that_is_gone_already_has_a_name_too():
+    with socket.socket() as sock:
+        assert peer_name(sock) == "gone"
