@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from dataclasses import dataclass
 
@@ -66,7 +67,10 @@ async def _connect(address: Address, timeout_s: float) -> socket.socket:
         return sock
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
-        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        try:
+            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except UnicodeError:
+            raise OSError(f"{address.host} is not a host name") from None
         error: OSError | None = None
         for family, kind, protocol, _, where in found:
             sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
@@ -89,4 +93,6 @@ def _why(error: OSError) -> str:
         return "its backlog is full"
     if isinstance(error, TimeoutError):
         return "no answer within connect-timeout"
-    return error.strerror or str(error)
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return error.strerror or str(error)
+    return os.strerror(error.errno)  # the loops say only that the "connect call failed"
