@@ -20,7 +20,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
 from libc.math cimport INFINITY
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport SIZE_MAX, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as close_fd
@@ -770,12 +770,9 @@ cdef class Relay:
         cdef Policy policy = self.policy
         cdef double next_s = INFINITY
         cdef double at_s
-        cdef bint client_moved, backend_moved, client_stuck, backend_stuck
+        cdef bint client_stuck = not self.client.has_moved() and not self.client.is_flushed()
+        cdef bint backend_stuck = not self.backend.has_moved() and self.backend.queue_bytes > 0
         if policy.max_write_idle_s > 0:
-            client_moved = self.client.has_moved()
-            backend_moved = self.backend.has_moved()
-            client_stuck = not client_moved and not self.client.is_flushed()
-            backend_stuck = not backend_moved and self.backend.queue_bytes > 0
             if not client_stuck and not backend_stuck:
                 self.stall_s = now_s
             elif now_s - self.stall_s >= policy.max_write_idle_s:
@@ -797,17 +794,19 @@ cdef class Relay:
                 self.ping_s = now_s     # a client that we do not read cannot answer
                 at_s = now_s + policy.ping_timeout_s
             elif self.is_ping_out:
-                at_s = self.ping_s + policy.ping_timeout_s
+                at_s = max(self.ping_s, self.client_seen_s) + policy.ping_timeout_s
                 if now_s >= at_s:
                     self.fail(CODE_INTERNAL)
                     return now_s
+            elif not self.client.is_flushed():
+                at_s = INFINITY         # not idle, and a PING would wait too: max-write-idle watches over this
             else:
                 at_s = self.moved_s + policy.ping_interval_s
                 if now_s >= at_s:
                     self.send_ping()
                     self.ping_s = now_s
                     at_s = now_s + policy.ping_timeout_s
-            next_s = min(next_s, at_s)
+            next_s = min(next_s, at_s, now_s + policy.ping_interval_s)
         return next_s
 
     cdef double look_ending(self, double now_s) except -1:
