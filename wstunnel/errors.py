@@ -12,9 +12,14 @@ Texts are one sentence an operator can act on. A peer's bytes enter a text only 
 
 from __future__ import annotations
 
+import codecs
+
 from wstunnel.limits import LogLimits
 
 __all__ = ["BackendError", "ConfigError", "LimitError", "PeerError", "StartError", "TunnelError", "safe"]
+
+# Looked up now: Python loads a codec from a file at its first use, for which there may be no descriptor left then.
+_escape = codecs.getencoder("unicode_escape")
 
 
 def safe(raw: bytes | str, limit_chars: int = LogLimits().safe_chars) -> str:
@@ -25,7 +30,7 @@ def safe(raw: bytes | str, limit_chars: int = LogLimits().safe_chars) -> str:
     """
     text = raw.decode("latin-1") if isinstance(raw, bytes) else raw
     cut = text[: limit_chars + 1]
-    shown = cut.encode("unicode_escape").decode("ascii").replace('"', '\\"')
+    shown = _escape(cut)[0].decode("ascii").replace('"', '\\"')
     if len(shown) <= limit_chars and len(text) <= limit_chars:
         return shown
     return shown[: limit_chars - 3] + "..."

@@ -15,6 +15,9 @@ from wstunnel.supervise.slot import Slot
 
 __all__ = ["Connected", "TunnelGateway"]
 
+# Host names pass through it. Python loads it from a file at its first use, for which there may be no descriptor left.
+codecs.lookup("idna")
+
 
 @dataclass(slots=True)
 class Connected:
