@@ -1,0 +1,312 @@
+"""Which request goes where, and what is said to those that go nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from wstunnel.errors import BackendError, PeerError
+from wstunnel.limits import Limits
+from wstunnel.proto.request import Request
+from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
+from wstunnel.settings import Route
+
+PLAIN = Request(
+    method="GET", target="/", path="/", query="", host="here.test", headers=(("host", "here.test"),), peer="[::1]:4711"
+)
+UPGRADE = replace(
+    PLAIN,
+    wants_websocket=True,
+    headers=(
+        ("host", "here.test"),
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ),
+)
+
+
+class Exchange:
+    """Keeps what the router answers."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.refusal: tuple[int, str, tuple[tuple[str, str], ...]] | None = None
+
+    def refuse(self, status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        self.refusal = (status, text, headers)
+
+
+class Gateway:
+    """A backend that is there, or not."""
+
+    def __init__(self, error: BackendError | None = None) -> None:
+        self.error = error
+        self.connects = 0
+
+    async def connect(self) -> Any:
+        self.connects += 1
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+class Static:
+    def __init__(self) -> None:
+        self.served: list[Request] = []
+
+    async def serve(self, exchange: Any) -> None:
+        self.served.append(exchange.request)
+
+
+class Stand:
+    """A router over routes that all have a backend, and what became of one request."""
+
+    def __init__(self, *routes: Route, static: Static | None = None, error: BackendError | None = None) -> None:
+        self.routes = [TunnelRoute(route, Gateway(error)) for route in routes]
+        self.static = static
+        self.opened: list[OpenTunnel] = []
+        self.router = Router(self.routes, static, limits=Limits(), tunnel=self._open)
+
+    async def _open(self, opening: OpenTunnel) -> None:
+        self.opened.append(opening)
+
+    def serve(self, request: Request) -> Exchange:
+        exchange = Exchange(request)
+        asyncio.run(self.router.serve(exchange))
+        return exchange
+
+    def taken(self, path: str) -> int | None:
+        """The number of the route that a WebSocket to `path` reaches."""
+        self.opened.clear()
+        try:
+            self.serve(replace(UPGRADE, path=path, target=path))
+        except PeerError:
+            return None
+        return [route.gateway for route in self.routes].index(self.opened[0].connected)
+
+
+# --- which route
+
+
+def test_the_first_route_that_fits_is_taken_however_well_a_later_one_would():
+    stand = Stand(Route(path="/a"), Route(path="/a/b"), Route(path="/"))
+    assert stand.taken("/a/b") == 0
+    assert stand.taken("/b") == 2
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "fits"),
+    [
+        ("/", "/", True),
+        ("/", "/anything", True),
+        ("/ws", "/ws", True),
+        ("/ws", "/wsx", True),  # as in lighttpd
+        ("/ws", "/ws/x", True),
+        ("/ws/", "/ws", False),
+        ("/ws/", "/ws/", True),
+        ("/ws", "/WS", False),
+        ("/ws", "/x/ws", False),
+    ],
+)
+def test_a_prefix_fits_as_in_lighttpd(prefix, path, fits):
+    assert Stand(Route(path=prefix)).taken(path) == (0 if fits else None)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "path", "fits"),
+    [
+        (".ws", "/echo.ws", True),
+        (".ws", "/a/b/echo.ws", True),
+        (".ws", "/echo.ws/", False),
+        (".ws", "/echo.wsx", False),
+        ("/echo", "/a/echo", True),
+        (".ws", "/echo.WS", False),
+    ],
+)
+def test_a_suffix_fits_the_end_of_the_path(suffix, path, fits):
+    assert Stand(Route(path=None, suffix=suffix)).taken(path) == (0 if fits else None)
+
+
+def test_the_query_is_no_part_of_what_a_suffix_fits():
+    stand = Stand(Route(path=None, suffix=".ws"))
+    stand.serve(replace(UPGRADE, path="/echo.ws", query="a=b", target="/echo.ws?a=b"))
+    assert len(stand.opened) == 1
+
+
+# --- what is no WebSocket
+
+
+def test_a_plain_get_on_a_tunnel_route_is_served_from_the_document_root():
+    stand = Stand(Route(path="/"), static=Static())
+    stand.serve(PLAIN)
+    assert stand.static.served == [PLAIN]
+    assert stand.routes[0].gateway.connects == 0
+
+
+def test_a_plain_get_on_a_tunnel_route_is_426_without_a_document_root():
+    stand = Stand(Route(path="/"))
+    with pytest.raises(PeerError) as raised:
+        stand.serve(PLAIN)
+    assert raised.value.status == 426
+    assert ("Upgrade", "websocket") in raised.value.headers
+    assert stand.routes[0].gateway.connects == 0
+
+
+def test_a_post_on_a_tunnel_route_is_405_without_a_document_root():
+    with pytest.raises(PeerError) as raised:
+        Stand(Route(path="/")).serve(replace(PLAIN, method="POST"))
+    assert raised.value.status == 405
+    assert raised.value.headers == (("Allow", "GET"),)
+
+
+def test_a_post_is_the_document_roots_to_refuse_where_there_is_one():
+    stand = Stand(Route(path="/"), static=Static())
+    stand.serve(replace(PLAIN, method="POST"))
+    assert len(stand.static.served) == 1
+
+
+@pytest.mark.parametrize("request_", [PLAIN, UPGRADE, replace(PLAIN, method="POST")])
+def test_a_path_without_a_route_is_404_without_a_document_root(request_):
+    with pytest.raises(PeerError) as raised:
+        Stand(Route(path="/ws")).serve(request_)
+    assert raised.value.status == 404
+
+
+def test_a_plain_path_without_a_route_is_the_document_roots():
+    stand = Stand(Route(path="/ws"), static=Static())
+    stand.serve(replace(PLAIN, path="/index.html"))
+    assert len(stand.static.served) == 1
+
+
+def test_a_websocket_without_a_route_is_404_and_never_a_file():
+    stand = Stand(Route(path="/ws"), static=Static())
+    with pytest.raises(PeerError) as raised:
+        stand.serve(replace(UPGRADE, path="/index.html"))
+    assert raised.value.status == 404
+    assert stand.static.served == []
+
+
+# --- policy
+
+
+def test_a_tunnel_gets_the_policy_and_the_answer_of_its_route():
+    route = Route(path="/", frame_type="binary", ping_interval_s=7.0, subprotocols=("binary",))
+    stand = Stand(route)
+    stand.serve(UPGRADE)
+    (opening,) = stand.opened
+    assert opening.policy is stand.routes[0].policy
+    assert (opening.policy.is_binary, opening.policy.ping_interval_s) == (True, 7.0)
+    assert opening.connected is stand.routes[0].gateway
+    assert opening.answer.subprotocol is None
+    assert not opening.is_binary
+
+
+def test_every_timing_of_a_route_reaches_its_policy():
+    route = Route(
+        path="/",
+        frame_type="text",
+        ping_interval_s=1.0,
+        ping_timeout_s=2.0,
+        max_read_idle_s=3.0,
+        max_write_idle_s=4.0,
+        close_timeout_s=5.0,
+    )
+    policy = TunnelRoute(route, Gateway()).policy
+    assert (
+        policy.is_binary,
+        policy.ping_interval_s,
+        policy.ping_timeout_s,
+        policy.max_read_idle_s,
+        policy.max_write_idle_s,
+        policy.close_timeout_s,
+    ) == (False, 1.0, 2.0, 3.0, 4.0, 5.0)
+
+
+def test_the_subprotocol_binary_makes_frames_binary_and_another_does_not():
+    stand = Stand(Route(path="/", subprotocols=("chat", "binary")))
+    for offered in ("binary", "chat"):
+        stand.serve(replace(UPGRADE, headers=(*UPGRADE.headers, ("sec-websocket-protocol", offered))))
+    assert [opening.is_binary for opening in stand.opened] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ((("origin", "https://elsewhere.test"),), 403),
+        ((("sec-websocket-key", "a second one"),), 400),
+    ],
+)
+def test_a_refused_handshake_connects_no_backend(headers, status):
+    stand = Stand(Route(path="/"))
+    with pytest.raises(PeerError) as raised:
+        stand.serve(replace(UPGRADE, headers=(*UPGRADE.headers, *headers)))
+    assert raised.value.status == status
+    assert stand.routes[0].gateway.connects == 0
+
+
+def test_origins_are_the_routes_own():
+    headers = (*UPGRADE.headers, ("origin", "https://friend.test"))
+    stand = Stand(Route(path="/open", origins=("friend.test",)), Route(path="/"))
+    stand.serve(replace(UPGRADE, path="/open", headers=headers))
+    with pytest.raises(PeerError):
+        stand.serve(replace(UPGRADE, path="/", headers=headers))
+    assert len(stand.opened) == 1
+
+
+# --- no backend
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_without_a_backend_the_client_is_told_when_to_come_again_and_nothing_of_why(status, caplog):
+    caplog.set_level(logging.INFO, "wstunnel")
+    stand = Stand(Route(path="/"), error=BackendError("unix:/run/secret.sock: Connection refused", status=status))
+
+    exchange = stand.serve(UPGRADE)
+
+    assert exchange.refusal == (status, "no backend can be had", (("Retry-After", "1"),))
+    assert stand.opened == []
+    (line,) = caplog.messages
+    assert "unix:/run/secret.sock: Connection refused" in line
+    assert str(status) in line
+
+
+# --- the log
+
+
+@pytest.mark.parametrize("request_", [replace(PLAIN, path="/ws"), PLAIN, replace(PLAIN, path="/ws", method="POST")])
+def test_a_refusal_is_one_line_that_names_the_peer_and_the_path(request_, caplog):
+    caplog.set_level(logging.INFO, "wstunnel")
+    with pytest.raises(PeerError) as raised:
+        Stand(Route(path="/ws")).serve(request_)
+
+    (line,) = caplog.messages
+    assert "[::1]:4711" in line
+    assert f'"{request_.path}"' in line
+    assert str(raised.value.status) in line
+
+
+def test_peer_bytes_in_a_refusal_are_escaped_and_cut(caplog):
+    caplog.set_level(logging.INFO, "wstunnel")
+    path = '/"\x1b[31m\r\nforged line ' + "x" * 4000
+    with pytest.raises(PeerError):
+        Stand(Route(path="/ws")).serve(replace(PLAIN, path=path))
+
+    (line,) = caplog.messages
+    assert line.isprintable()
+    assert line.isascii()
+    assert len(line) < 300
+    assert '\\"\\x1b[31m\\r\\nforged line' in line
+
+
+def test_what_is_served_is_not_logged(caplog):
+    caplog.set_level(logging.INFO, "wstunnel")
+    stand = Stand(Route(path="/"), static=Static())
+    stand.serve(PLAIN)
+    stand.serve(UPGRADE)
+    assert caplog.messages == []
