@@ -51,7 +51,12 @@ class Session:
         backend = BackendLeg(self._engine, backend_socket.fileno())
         self.relay = Relay(self._engine, policy, client, backend, self, is_binary)
         self.relay.open(taken.transport)
-        await self._engine.loop.connect_accepted_socket(lambda: backend, backend_socket)
+        try:
+            await self._engine.loop.connect_accepted_socket(lambda: backend, backend_socket)
+        except BaseException:
+            self.relay.abort(CloseCode.INTERNAL_ERROR)
+            backend_socket.close()
+            raise
         self.relay.join(bytearray(taken.leftover), taken.is_at_eof)
 
     def backend_ended(self) -> int:
