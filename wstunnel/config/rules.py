@@ -190,8 +190,6 @@ def _check_endpoints(settings: Settings, named: list[_Named], problems: Problems
     owners: dict[Address, str] = dict.fromkeys(settings.listen, "a listener")
     for number, (route, draft) in enumerate(((each.route, each.draft) for each in named), 1):
         option = "socket" if route.socket is not None else "port"
-        if option in draft.refused or not draft.has(option):
-            continue
         place = draft.where(option)
         if route.port is not None and route.bin_path and route.port + route.max_procs - 1 > _MAX_PORT:
             problems.add(place, f"{route.max_procs} processes from port {route.port} on would go past {_MAX_PORT}")
