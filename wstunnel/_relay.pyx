@@ -658,7 +658,7 @@ cdef class Relay:
         if self.is_backend_done:
             return self.settle()
         self.is_backend_done = True
-        if self.text.held and self.opcode == OP_TEXT:
+        if self.text.held and not self.backend.is_reset:
             self.is_text_broken = True
             return self.begin_closing(CODE_INTERNAL, "server")
         if self.state != STATE_OPEN:

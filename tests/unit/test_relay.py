@@ -1334,6 +1334,24 @@ async def _pending(sock: socket.socket) -> int:
     return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
 
 
+def test_a_backend_that_breaks_in_the_middle_of_a_character_is_not_accused_of_binary(run: Run):
+    """Its EOF there would be; a reset is only a broken backend, and the operator is to look there."""
+
+    async def check() -> None:
+        async with Bench(backend=tcp_pair) as bench:
+            await bench.backend.send("grüß".encode()[:-1])
+            assert (await bench.client.frame()).data == "grü".encode()
+            bench.backend.reset()
+
+            heard = await bench.client.to_end(answer=True)
+
+            assert heard.code == INTERNAL
+            assert bench.relay.closed_by == "backend"
+            assert not bench.relay.is_text_broken
+
+    run(check())
+
+
 def test_a_reset_client_is_1006_and_its_last_words_are_delivered(run: Run):
     async def check() -> None:
         async with Bench(client=tcp_pair, backend=tcp_pair, narrow=8192) as bench:
