@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO
 
 import uvloop
@@ -21,6 +22,7 @@ from wstunnel.errors import ConfigError, StartError
 from wstunnel.server.logs import open_logs
 from wstunnel.server.tunnel import Tunnel
 from wstunnel.settings import Address, Settings, TcpAddress
+from wstunnel.supervise.spawn import catch_ignored_signals
 
 __all__ = ["main"]
 
@@ -88,12 +90,28 @@ async def _serve(settings: Settings) -> None:
             _logger.info("%s: ending", number.name)
             asked.set()
 
-    for number in _STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup and `&` have their reasons
-            loop.add_signal_handler(number, stop, number)
-    async with tunnel:
-        _tell(sys.stdout, *_greeting(settings, tunnel.addresses))
-        await asked.wait()
+    with _heard(lambda number: loop.call_soon_threadsafe(stop, number)):
+        async with tunnel:
+            _tell(sys.stdout, *_greeting(settings, tunnel.addresses))
+            await asked.wait()
+
+
+@contextmanager
+def _heard(tell: Callable[[signal.Signals], object]) -> Iterator[None]:
+    """Tell of each signal that asks for the end, while the context lasts; afterwards they are ignored.
+
+    Not by the loop's own handlers: closing the loop gives a signal its default back, and one that comes while the
+    interpreter is on its way out would turn "ended as asked" into "killed".
+    """
+    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `&`
+    catch_ignored_signals()
+    for number in heard:
+        signal.signal(number, lambda number, _frame: tell(signal.Signals(number)))
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _greeting(settings: Settings, addresses: Sequence[Address]) -> Iterator[str]:
