@@ -100,6 +100,13 @@ def _warm_loops() -> None:
             runner.run(asyncio.sleep(0))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _old_heap_out_of_the_way() -> None:
+    """What thousands of earlier tests left behind is not walked again by every collection below."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_leaks(request: pytest.FixtureRequest, _warm_loops: None) -> Iterator[None]:
     """A wire or system test gives back every descriptor and every child that it took."""

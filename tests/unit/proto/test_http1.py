@@ -457,7 +457,7 @@ def is_refused_by_us_only(head: bytes, request: h11.Request) -> bool:
         or request.method in {b"get", b"BREW"}  # no such method: llhttp's list
         or b"transfer-encoding" in values  # a body, which h11 would go on to read
         or values.get(b"content-length", b"0").strip(b"0") != b""  # likewise
-        or len([name for name, _ in request.headers if name == b"content-length"]) > 1  # h11 folds equal ones
+        or head.lower().count(b"content-length") > 1  # h11 folds equal ones
         or any(byte in head for byte in b"\x0b\x7f")  # control bytes: RFC 9110 §5.5 allows none in values
         or b"\r\n " in head  # obs-fold: h11 joins it, RFC 9112 §5.2 lets us refuse it
         or values.get(b"host") != b"a"  # h11 does not look into it; nothing else that is generated is a host
@@ -466,6 +466,7 @@ def is_refused_by_us_only(head: bytes, request: h11.Request) -> bool:
 
 @settings(max_examples=500, deadline=None)
 @given(heads())
+@example(b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length:0\r\nContent-Length:0\r\n\r\n")
 def test_h11_takes_what_we_take_and_reads_the_same(head):
     """And what only h11 takes is on the list above."""
     try:
