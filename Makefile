@@ -70,7 +70,7 @@ asan: $(READY)  ## unit and wire tests with AddressSanitizer and UBSan in the co
 	cp -R wstunnel tests examples setup.py pyproject.toml $(ASAN_TREE)
 	find $(ASAN_TREE) \( -name '*.so' -o -name '*.c' -o -name __pycache__ \) -prune -exec rm -rf {} +
 	cd $(ASAN_TREE) && WSTUNNEL_BUILD=asan $(abspath $(PY)) setup.py -q build_ext --inplace
-	cd $(ASAN_TREE) && $(ASAN_ENV) $(abspath $(PY)) -m pytest tests/unit tests/wire $(ARGS)
+	cd $(ASAN_TREE) && $(ASAN_ENV) $(abspath $(PY)) -m pytest tests/unit tests/wire tests/differential $(ARGS)
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist *.egg-info artifacts .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
