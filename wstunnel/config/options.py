@@ -116,14 +116,12 @@ class _Choice:
     words: tuple[str, ...]
 
     def from_text(self, text: str) -> str:
-        if text not in self.words:
-            raise OptionError(f"needs {' or '.join(self.words)}, got {shown(text)}")
-        return text
+        return self.from_toml(text)
 
     def from_toml(self, value: object) -> str:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value not in self.words:
             raise OptionError(f"needs {' or '.join(self.words)}, got {shown(value)}")
-        return self.from_text(value)
+        return value
 
     def to_toml(self, value: str) -> str:
         return toml_string(value)

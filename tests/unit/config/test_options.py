@@ -74,6 +74,8 @@ def test_a_listen_address_is_read(written, address):
         ("127.0.0.1:" + "9" * 5000, "needs a port from 0 to 65535 after the last colon"),
         ("127.0.0.1:٣", "needs a port from 0 to 65535 after the last colon"),
         ("::1:8081", 'an IPv6 address stands in brackets, as in [::1]:8081, got "::1:8081"'),
+        ("[::1:80", '"[::1" is not an IP address'),
+        ("::1]:80", "an IPv6 address stands in brackets, as in [::1]:8081"),
         ("[::g]:80", '"[::g]" is not an IP address'),
         ("[localhost]:80", '"[localhost]" is not an IP address'),
         ("127.0.0.256:80", '"127.0.0.256" is not an IP address'),
@@ -254,6 +256,7 @@ def test_a_choice_names_its_words(name, words):
     [
         ('a"\x1b', '"a\\"\\x1b"'),
         (True, "true"),
+        (False, "false"),
         (3, "3"),
         (math.inf, "inf"),
         ([1], "a list"),
