@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from wstunnel._relay import Engine
 from wstunnel.gateways.static import StaticGateway
@@ -53,7 +54,7 @@ class Worker:
             on_connection=self._admit,
         )
         self._router = Router(routes, static, limits=limits, tunnel=self._open_tunnel)
-        self._admissions: set[asyncio.Task[None]] = set()
+        self._admissions: set[asyncio.Task[Any]] = set()
         self._connections: set[H1Connection] = set()
         self._sessions: set[Session] = set()
         self._is_draining = False
@@ -78,7 +79,8 @@ class Worker:
                 await self._is_idle.wait()
         except TimeoutError:
             _log.warning("%d tunnels had not ended after %g s and were cut", len(self._sessions), within_s)
-        self.abort(code)
+        finally:
+            self.abort(code)
 
     def abort(self, code: CloseCode = CloseCode.GOING_AWAY) -> None:
         """Cut what is left: CLOSE with `code`, sockets released. `drain` then returns."""
@@ -97,11 +99,6 @@ class Worker:
         self._engine.close()
 
     def _admit(self, sock: socket.socket) -> None:
-        task = self._loop.create_task(self._connect(sock))
-        self._admissions.add(task)
-        task.add_done_callback(self._admissions.discard)
-
-    async def _connect(self, sock: socket.socket) -> None:
         """The accepted socket becomes a connection that reads requests."""
         connection = H1Connection(
             on_request=self._router.serve,
@@ -113,12 +110,18 @@ class Worker:
             on_closed=lambda: self._connection_closed(connection),
         )
         self._connections.add(connection)
-        try:
-            await self._loop.connect_accepted_socket(lambda: connection, sock)
-        except BaseException:
+        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
+        self._admissions.add(task)
+        task.add_done_callback(lambda _: self._admitted(task, connection, sock))
+
+    def _admitted(self, task: asyncio.Task[Any], connection: H1Connection, sock: socket.socket) -> None:
+        self._admissions.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("%s: cannot be served: %s", peer_name(sock), error)
+        if error is not None or task.cancelled():
             sock.close()
             self._connection_closed(connection)
-            raise
 
     def _connection_closed(self, connection: H1Connection) -> None:
         if connection in self._connections:

@@ -1,0 +1,408 @@
+"""The loop that carries traffic: who is let in, and that everybody is out at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import socket
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, open_descriptors
+from tests.wire.clients import BINARY, Client, Refused, close_frame, frame
+from tests.wire.sockets import DEADLINE_S, Wire, eventually, turns
+from wstunnel.errors import BackendError
+from wstunnel.gateways.static import StaticGateway
+from wstunnel.gateways.tunnel import Connected
+from wstunnel.limits import FileLimits, Limits
+from wstunnel.net.listen import open_listener
+from wstunnel.proto.close import CloseCode
+from wstunnel.server.routes import TunnelRoute
+from wstunnel.server.worker import Worker
+from wstunnel.settings import Route, TcpAddress, UnixAddress
+from wstunnel.supervise.lease import Lease
+from wstunnel.supervise.slot import Slot
+
+
+class Gateway:
+    """A backend that is a socket pair; `backends` are its far ends. `gate`: a connect waits until that is done."""
+
+    def __init__(self) -> None:
+        self.slot = Slot("echo-0", UnixAddress("/run/echo.sock"))
+        self.backends: list[Wire] = []
+        self.gate: asyncio.Future[None] | None = None
+        self.error: BackendError | None = None
+        self.waiting = 0
+
+    async def connect(self) -> Connected:
+        lease = Lease(self.slot)
+        try:
+            if self.gate is not None:
+                self.waiting += 1
+                await self.gate
+            if self.error is not None:
+                raise self.error
+        except BaseException:
+            lease.release()
+            raise
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        self.backends.append(Wire(far))
+        return Connected(near, lease)
+
+
+class Stand:
+    """`async with Stand() as stand`: a worker on a free port. At the end nothing may be left of it."""
+
+    def __init__(self, *, max_connections: int = 100, root: str | None = None, **route: Any) -> None:
+        self._max_connections, self._root = max_connections, root
+        self._route = Route(**({"ping_interval_s": 0.0} | route))
+
+    async def __aenter__(self) -> Stand:
+        self._fds = _descriptors()
+        self.listener = open_listener(TcpAddress("127.0.0.1", 0), backlog=64)
+        self.gateway = Gateway()
+        static = None if self._root is None else StaticGateway(self._root, FileLimits())
+        self.worker = Worker(
+            [self.listener],
+            [TunnelRoute(self._route, self.gateway)],
+            static,
+            max_connections=self._max_connections,
+            limits=Limits(),
+        )
+        self.worker.start()
+        self._clients: list[Client] = []
+        return self
+
+    async def reach(self) -> Client:
+        client = await Client.reach(self.listener.address)
+        self._clients.append(client)
+        return client
+
+    async def client(self, **how: Any) -> Client:
+        client = await self.reach()
+        await client.upgrade("/", **how)
+        return client
+
+    async def drain(self, *, within_s: float = DEADLINE_S) -> None:
+        await self.worker.drain(CloseCode.GOING_AWAY, within_s=within_s)
+
+    async def __aexit__(self, kind: Any, *_: Any) -> None:
+        for wire in (*self._clients, *self.gateway.backends):
+            wire.close()
+        if kind is None:
+            await self.drain()
+        else:
+            self.worker.abort()
+        await turns(4)
+        self.worker.close()
+        self.listener.close()
+        if kind is None:
+            assert self.gateway.slot.load == 0
+            await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
+        gc.collect()
+
+
+def _descriptors() -> dict[int, str]:
+    """What is open, without the /dev/null that libuv keeps for a loop from its first stream on."""
+    return {fd: name for fd, name in open_descriptors().items() if name != "/dev/null"}
+
+
+async def is_let_in(client: Client) -> bool:
+    """Is a request of this client answered within a moment?"""
+    try:
+        async with asyncio.timeout(0.2):
+            await client.upgrade("/")
+    except TimeoutError:
+        return False
+    return True
+
+
+# --- places
+
+
+@pytest.mark.parametrize("how", ["tunnel", "plain", "refused", "no backend", "reset", "nothing said"])
+def test_a_place_is_free_again_however_a_connection_ended(run: Run, how):
+    async def check() -> None:
+        async with Stand(max_connections=1) as stand:
+            for _ in range(3):
+                client = await stand.reach()
+                if how == "tunnel":
+                    await client.upgrade("/")
+                    await client.send(close_frame(1000))
+                    stand.gateway.backends[-1].close()
+                    assert (await client.to_end()).code == 1000
+                elif how == "plain":
+                    assert (await client.request("/", [("Connection", "close")])).status == 426
+                elif how == "refused":
+                    with pytest.raises(Refused):
+                        await client.upgrade("/", [("Origin", "https://elsewhere.test")])
+                elif how == "no backend":
+                    stand.gateway.error = BackendError("none")
+                    with pytest.raises(Refused):
+                        await client.upgrade("/")
+                    stand.gateway.error = None
+                if how == "reset":
+                    client.reset()
+                else:
+                    client.close()
+
+            await stand.client()
+
+    run(check())
+
+
+def test_a_client_over_the_limit_waits_and_is_served_when_there_is_room(run: Run):
+    async def check() -> None:
+        async with Stand(max_connections=2) as stand:
+            first, second, third = await stand.client(), await stand.client(), await stand.reach()
+            serving = asyncio.ensure_future(third.upgrade("/"))
+            await asyncio.wait((serving,), timeout=0.2)
+            assert not serving.done()
+
+            first.close()
+            stand.gateway.backends[0].close()
+
+            await serving
+            for wire, backend in ((second, stand.gateway.backends[1]), (third, stand.gateway.backends[2])):
+                await wire.send(frame(BINARY, b"a"))
+                assert await backend.recv_exactly(1) == b"a"
+
+    run(check())
+
+
+# --- a client that is lost on the way
+
+
+def test_a_client_that_resets_while_its_backend_is_connected_leaves_no_lease(run: Run):
+    async def check() -> None:
+        async with Stand(max_connections=1) as stand:
+            stand.gateway.gate = asyncio.get_running_loop().create_future()
+            client = await stand.reach()
+            upgrading = asyncio.ensure_future(client.upgrade("/"))
+            await eventually(lambda: stand.gateway.waiting == 1, "the connect under way")
+            upgrading.cancel()
+            await asyncio.wait((upgrading,))
+            client.reset()
+
+            await eventually(lambda: stand.gateway.slot.load == 0, "the lease given back")
+
+            stand.gateway.gate = None
+            await stand.client()
+
+    run(check())
+
+
+def test_a_client_that_half_closed_meanwhile_is_served_to_its_end(run: Run):
+    async def check() -> None:
+        async with Stand() as stand:
+            stand.gateway.gate = asyncio.get_running_loop().create_future()
+            client = await stand.reach()
+            upgrading = asyncio.ensure_future(client.upgrade("/", early=frame(BINARY, b"all I say")))
+            await eventually(lambda: stand.gateway.waiting == 1, "the connect under way")
+            client.half_close()
+            await turns(8)
+            stand.gateway.gate.set_result(None)
+            await upgrading
+            (backend,) = stand.gateway.backends
+
+            assert await backend.recv_to_end() == b"all I say"
+            await backend.send(b"answer")
+            backend.close()
+
+            assert (await client.to_end()).data == b"answer"
+
+    run(check())
+
+
+# --- drain
+
+
+def test_a_drain_without_connections_is_over_at_once(run: Run):
+    async def check() -> None:
+        async with Stand() as stand:
+            async with asyncio.timeout(1.0):
+                await stand.drain()
+
+    run(check())
+
+
+def test_a_drain_ends_idle_connections_and_tells_tunnels_1001(run: Run, tmp_path):
+    (tmp_path / "index.html").write_text("hello")
+
+    async def check() -> None:
+        async with Stand(root=str(tmp_path)) as stand:
+            idle, tunnel = await stand.reach(), await stand.client()
+            assert (await idle.request("/")).status == 200
+            draining = asyncio.ensure_future(stand.drain())
+            assert await idle.recv() == b""
+            assert await stand.gateway.backends[0].recv() == b""
+            await stand.gateway.backends[0].send(b"bye")
+            stand.gateway.backends[0].close()
+
+            heard = await tunnel.to_end(answer=True)
+
+            assert (heard.data, heard.code) == (b"bye", 1001)
+            tunnel.close()
+            async with asyncio.timeout(1.0):
+                await draining
+
+    run(check())
+
+
+def test_a_tunnel_whose_backend_was_being_connected_when_the_drain_began_is_told_1001_too(run: Run):
+    async def check() -> None:
+        async with Stand() as stand:
+            stand.gateway.gate = asyncio.get_running_loop().create_future()
+            client = await stand.reach()
+            upgrading = asyncio.ensure_future(client.upgrade("/", early=frame(BINARY, b"early")))
+            await eventually(lambda: stand.gateway.waiting == 1, "the connect under way")
+            draining = asyncio.ensure_future(stand.drain())
+            await turns(4)
+            stand.gateway.gate.set_result(None)
+            await upgrading
+            (backend,) = stand.gateway.backends
+
+            assert await backend.recv_to_end() == b"early"
+            backend.close()
+
+            assert (await client.to_end(answer=True)).code == 1001
+            client.close()
+            await draining
+
+    run(check())
+
+
+def test_a_connection_that_was_just_accepted_when_the_drain_began_does_not_hold_it(run: Run):
+    """Beside a tunnel that ends slowly, it would have been served like any other."""
+
+    async def check() -> None:
+        async with Stand() as stand:
+            tunnel = await stand.client()
+            near, far = socket.socketpair()
+            near.setblocking(False)
+            draining = asyncio.ensure_future(stand.drain())
+            stand.worker._acceptor.open_connections += 1
+            stand.worker._admit(near)
+            with far:
+                late = Wire(far)
+                await late.send(b"GET / HTTP/1.1\r\n")
+                assert await late.recv() == b""
+            assert not draining.done()
+            stand.gateway.backends[0].close()
+            assert (await tunnel.to_end(answer=True)).code == 1001
+            tunnel.close()
+            await draining
+
+    run(check())
+
+
+def test_a_drain_cuts_what_takes_longer_and_says_how_many(run: Run, caplog):
+    async def check() -> None:
+        async with Stand() as stand:
+            clients = [await stand.client() for _ in range(3)]
+            await stand.drain(within_s=0.05)
+
+            for client in clients:
+                assert (await client.to_end()).code == 1001
+            for backend in stand.gateway.backends:
+                assert await backend.recv() == b""
+
+    run(check())
+    assert "3 tunnels had not ended after 0.05 s and were cut" in caplog.messages
+
+
+def test_an_abort_makes_a_drain_return_at_once(run: Run):
+    async def check() -> None:
+        async with Stand() as stand:
+            client = await stand.client()
+            draining = asyncio.ensure_future(stand.drain())
+            await turns(4)
+            assert not draining.done()
+
+            stand.worker.abort()
+
+            async with asyncio.timeout(1.0):
+                await draining
+            assert (await client.to_end()).code == 1001
+
+    run(check())
+
+
+def test_a_drain_that_is_called_off_cuts_what_is_left(run: Run):
+    """Whoever cancels it goes away: tunnels that nobody looks after any more may not stay."""
+
+    async def check() -> None:
+        async with Stand() as stand:
+            client = await stand.client()
+            draining = asyncio.ensure_future(stand.drain())
+            await turns(4)
+
+            draining.cancel()
+
+            with pytest.raises(asyncio.CancelledError):
+                await draining
+            assert (await client.to_end()).code == 1001
+            assert await stand.gateway.backends[0].recv() == b""
+
+    run(check())
+
+
+# --- abort
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_an_abort_while_a_connection_is_being_let_in_leaves_nothing(run: Run, turn):
+    async def check() -> None:
+        async with Stand() as stand:
+            near, far = socket.socketpair()
+            near.setblocking(False)
+            stand.worker._acceptor.open_connections += 1
+            stand.worker._admit(near)
+            await turns(turn)
+
+            stand.worker.abort()
+
+            with far:
+                assert await Wire(far).recv() == b""
+            del near
+            gc.collect()  # a socket that nobody closed warns, and a warning is a failure
+
+    run(check())
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_an_abort_at_any_point_of_an_opening_tunnel_leaves_nothing(run: Run, turn):
+    async def check() -> None:
+        async with Stand() as stand:
+            stand.gateway.gate = asyncio.get_running_loop().create_future()
+            client = await stand.reach()
+            upgrading = asyncio.ensure_future(client.upgrade("/", early=frame(BINARY, b"early")))
+            await eventually(lambda: stand.gateway.waiting == 1, "the connect under way")
+            stand.gateway.gate.set_result(None)
+            await turns(turn)
+
+            stand.worker.abort()
+
+            await asyncio.gather(upgrading, return_exceptions=True)
+            await eventually(lambda: stand.gateway.slot.load == 0, "the lease given back")
+
+    run(check())
+
+
+def test_a_connection_that_the_loop_cannot_take_is_closed_logged_and_gives_its_place_back(run: Run, caplog):
+    async def check() -> None:
+        async with Stand(max_connections=1) as stand:
+            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # both loops want a stream
+            stand.worker._acceptor.open_connections += 1
+            stand.worker._admit(near)
+            await eventually(lambda: near.fileno() == -1, "the socket closed")
+            far.close()
+
+            await stand.client()
+
+    run(check())
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line.startswith("unix:: cannot be served: A Stream Socket was expected")
