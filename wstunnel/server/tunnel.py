@@ -66,10 +66,10 @@ class Tunnel:
                 await pool.start()
                 self._pools.append(pool)
                 routes.append(TunnelRoute(route, TunnelGateway(pool, connect_timeout_s=route.connect_timeout_s)))
+            self._worker = Worker(self._listeners, routes, static, max_connections=max_connections, limits=limits)
         except BaseException:
             await self.stop()
             raise
-        self._worker = Worker(self._listeners, routes, static, max_connections=max_connections, limits=limits)
         self._worker.start()
 
     async def stop(self) -> None:

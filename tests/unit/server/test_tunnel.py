@@ -1,0 +1,299 @@
+"""Tunnel in the corners that a running one does not show: failed starts, the descriptor budget, ends on top of ends.
+
+What it does for its users stands in tests/system/test_tunnel.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run, children, open_descriptors
+from tests.wire.backends import Backend
+from tests.wire.clients import Client
+from tests.wire.sockets import eventually, turns
+from wstunnel.errors import StartError
+from wstunnel.limits import Limits, RelayLimits
+from wstunnel.server import tunnel as tunnel_module
+from wstunnel.server.tunnel import Tunnel
+from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
+
+ANY_PORT = TcpAddress("127.0.0.1", 0)
+SLEEPER = ("/bin/sleep", "1000")
+
+
+@pytest.fixture
+def backend(tmp_path: Any) -> Any:
+    made = Backend(str(tmp_path / "b.sock"))
+    yield made
+    made.sock.close()
+
+
+def free_port() -> TcpAddress:
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return TcpAddress("127.0.0.1", sock.getsockname()[1])
+
+
+def is_free(address: TcpAddress) -> bool:
+    try:
+        with socket.create_server((address.host, address.port)):
+            return True
+    except OSError:
+        return False
+
+
+def descriptors() -> dict[int, str]:
+    """What is open, without the /dev/null that libuv keeps for a loop from its first stream on."""
+    return {fd: name for fd, name in open_descriptors().items() if name != "/dev/null"}
+
+
+# --- a start that fails
+
+
+async def fails_to_start(settings: Settings, error: type[BaseException], match: str) -> None:
+    """It raises that, and nothing is left behind: no address, no descriptor, no child."""
+    fds, pids = descriptors(), children()
+    tunnel = Tunnel(settings)
+    with pytest.raises(error, match=match):
+        await tunnel.start()
+    assert tunnel.addresses == ()
+    assert children() == pids
+    await eventually(lambda: descriptors() == fds, "every descriptor closed")
+
+
+def test_a_second_listener_that_cannot_be_had_frees_the_first(run: Run, tmp_path):
+    async def check() -> None:
+        first, path = free_port(), str(tmp_path / "front.sock")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            second = TcpAddress("127.0.0.1", taken.getsockname()[1])
+            settings = Settings(listen=(UnixAddress(path), first, second))
+            await fails_to_start(settings, StartError, "another process listens there")
+        assert is_free(first)
+        assert not os.path.exists(path)
+
+    run(check())
+
+
+def test_a_route_that_cannot_be_started_ends_those_that_were(run: Run, tmp_path):
+    async def check() -> None:
+        first = free_port()
+        good = Route(path="/a", socket=str(tmp_path / "run" / "a.sock"), bin_path=SLEEPER, max_procs=2)
+        (tmp_path / "b.sock-0").write_text("not a socket")
+        bad = Route(path="/b", socket=str(tmp_path / "b.sock"), bin_path=SLEEPER)
+        await fails_to_start(Settings(listen=(first,), routes=(good, bad)), StartError, "is not a socket")
+        assert is_free(first)
+        assert os.listdir(tmp_path) == ["b.sock-0"]
+
+    run(check())
+
+
+def test_a_program_that_is_not_there_is_a_start_error(run: Run, tmp_path):
+    async def check() -> None:
+        route = Route(socket=str(tmp_path / "a.sock"), bin_path=("/no/such/program",))
+        await fails_to_start(Settings(listen=(ANY_PORT,), routes=(route,)), StartError, "/no/such/program")
+        assert os.listdir(tmp_path) == []
+
+    run(check())
+
+
+def test_a_document_root_that_is_not_there_binds_nothing(run: Run, tmp_path):
+    async def check() -> None:
+        settings = Settings(listen=(ANY_PORT,), document_root=str(tmp_path / "missing"))
+        await fails_to_start(settings, StartError, "document-root")
+
+    run(check())
+
+
+def test_a_worker_that_cannot_be_made_frees_listeners_and_backends(run: Run, tmp_path, monkeypatch):
+    """Its epoll set is the last descriptor that a start takes."""
+
+    def none_left(*_args: Any, **_named: Any) -> Any:
+        raise OSError(24, "Too many open files")
+
+    async def check() -> None:
+        first = free_port()
+        route = Route(socket=str(tmp_path / "a.sock"), bin_path=SLEEPER)
+        monkeypatch.setattr(tunnel_module, "Worker", none_left)
+        await fails_to_start(Settings(listen=(first,), routes=(route,)), OSError, "Too many open files")
+        assert is_free(first)
+        assert os.listdir(tmp_path) == []
+
+    run(check())
+
+
+def test_after_a_failed_start_the_next_one_may_work(run: Run, backend):
+    async def check() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = TcpAddress("127.0.0.1", taken.getsockname()[1])
+            tunnel = Tunnel(Settings(listen=(address,), routes=(Route(**backend.route),)))
+            with pytest.raises(StartError):
+                await tunnel.start()
+        async with tunnel:
+            assert tunnel.addresses == (address,)
+            client = await Client.reach(address)
+            await client.upgrade("/")
+            client.close()
+            (await backend.accept()).close()
+
+    run(check())
+
+
+def test_a_tunnel_may_be_started_again_after_its_end(run: Run, backend):
+    async def check() -> None:
+        tunnel = Tunnel(Settings(listen=(ANY_PORT,), routes=(Route(**backend.route),)))
+        fds = descriptors()
+        for _ in range(3):
+            async with tunnel:
+                client = await Client.reach(tunnel.addresses[0])
+                await client.upgrade("/")
+                client.close()
+                (await backend.accept()).close()
+            assert tunnel.addresses == ()
+            await eventually(lambda: descriptors() == fds, "every descriptor closed")
+
+    run(check())
+
+
+# --- the descriptor budget
+
+
+class Budget:
+    """The descriptor limits of this process, invented."""
+
+    def __init__(self, soft: int, hard: int) -> None:
+        self.limits = (soft, hard)
+        self.raised: list[tuple[int, int]] = []
+
+    def getrlimit(self, _which: int) -> tuple[int, int]:
+        return self.limits
+
+    def setrlimit(self, _which: int, limits: tuple[int, int]) -> None:
+        self.raised.append(limits)
+
+
+@pytest.fixture
+def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Budget]]:
+    """`budget(wanted, soft, hard)`: the connections that the worker is told to carry."""
+
+    def find(wanted: int | None, soft: int, hard: int) -> tuple[int, Budget]:
+        limits = Budget(soft, hard)
+        monkeypatch.setattr(tunnel_module.resource, "getrlimit", limits.getrlimit)
+        monkeypatch.setattr(tunnel_module.resource, "setrlimit", limits.setrlimit)
+        told: list[int] = []
+        make = tunnel_module.Worker
+
+        def worker(*args: Any, max_connections: int, **named: Any) -> Any:
+            told.append(max_connections)
+            return make(*args, max_connections=max_connections, **named)
+
+        monkeypatch.setattr(tunnel_module, "Worker", worker)
+
+        async def start_and_stop() -> None:
+            async with Tunnel(Settings(listen=(ANY_PORT,), max_connections=wanted)):
+                pass
+
+        asyncio.run(start_and_stop())
+        return told[0], limits
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("soft", "connections"), [(1024, (1024 - 64) // 2), (65536, (65536 - 64) // 2), (66, 1), (64, 1), (20, 1)]
+)
+def test_by_default_as_many_connections_as_the_descriptors_carry(budget, soft, connections):
+    """Two for each tunnel, and 64 for all else; one at least."""
+    told, limits = budget(None, soft, 1 << 20)
+    assert told == connections
+    assert limits.raised == []
+
+
+def test_a_wanted_number_that_fits_changes_no_limit(budget):
+    told, limits = budget(480, 1024, 4096)
+    assert told == 480
+    assert limits.raised == []
+
+
+@pytest.mark.parametrize("hard", [4096, 1064, resource.RLIM_INFINITY])
+def test_a_wanted_number_that_does_not_fit_raises_the_soft_limit(budget, hard):
+    told, limits = budget(500, 1024, hard)
+    assert told == 500
+    assert limits.raised == [(1064, hard)]
+
+
+@pytest.mark.parametrize(("hard", "most"), [(1062, 499), (1063, 499), (70, 3)])
+def test_more_than_the_hard_limit_carries_is_a_start_error_that_names_the_most(budget, hard, most):
+    with pytest.raises(StartError) as raised:
+        budget(500, 64, hard)
+    assert f"max-connections = 500 needs 1064 descriptors and the limit is {hard}" in str(raised.value)
+    assert f"set max-connections to {most}" in str(raised.value)
+
+
+# --- ends on top of ends
+
+
+class Slow:
+    """`async with Slow(backend) as slow`: a tunnel with one client, whose end takes as long as the backend wants."""
+
+    def __init__(self, backend: Backend, *, drain_s: float = 10.0) -> None:
+        self._backend = backend
+        limits = Limits(relay=RelayLimits(drain_s=drain_s))
+        self.tunnel = Tunnel(Settings(listen=(ANY_PORT,), routes=(Route(**backend.route),), limits=limits))
+
+    async def __aenter__(self) -> Slow:
+        await self.tunnel.start()
+        self.address = self.tunnel.addresses[0]
+        self.client = await Client.reach(self.address)
+        await self.client.upgrade("/")
+        self.wire = await self._backend.accept()
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.client.close()
+        self.wire.close()
+        await self.tunnel.stop()
+
+
+def test_abort_ends_a_stop_that_is_under_way(run: Run, backend):
+    async def check() -> None:
+        async with Slow(backend) as slow:
+            stopping = asyncio.ensure_future(slow.tunnel.stop())
+            await turns(4)
+            assert not stopping.done()
+
+            slow.tunnel.abort()
+
+            async with asyncio.timeout(2.0):
+                await stopping
+            assert (await slow.client.to_end()).code == 1001
+
+    run(check())
+
+
+def test_abort_of_a_tunnel_that_does_not_run_does_nothing(run: Run):
+    async def check() -> None:
+        tunnel = Tunnel(Settings(listen=(ANY_PORT,)))
+        tunnel.abort()
+        async with tunnel:
+            pass
+        tunnel.abort()
+
+    run(check())
+
+
+def test_a_tunnel_that_takes_too_long_is_cut_after_the_drain_time(run: Run, backend):
+    async def check() -> None:
+        async with Slow(backend, drain_s=0.05) as slow:
+            async with asyncio.timeout(2.0):
+                await slow.tunnel.stop()
+            assert (await slow.client.to_end()).code == 1001
+            assert await slow.wire.recv() == b""
+
+    run(check())
