@@ -115,9 +115,10 @@ def _connection_budget(wanted: int | None, limits: AcceptLimits) -> int:
     needed = wanted * limits.fds_per_connection + limits.reserved_fds
     if needed > soft:
         if hard != resource.RLIM_INFINITY and needed > hard:
+            most = (hard - limits.reserved_fds) // limits.fds_per_connection
             raise StartError(
                 f"max-connections = {wanted} needs {needed} descriptors and the limit is {hard}: raise it "
-                f"(ulimit -Hn, LimitNOFILE) or set max-connections to {(hard - limits.reserved_fds) // 2}"
+                f"(ulimit -Hn, LimitNOFILE)" + (f" or set max-connections to {most}" if most > 0 else "")
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     return wanted

@@ -236,6 +236,14 @@ def test_more_than_the_hard_limit_carries_is_a_start_error_that_names_the_most(b
     assert f"set max-connections to {most}" in str(raised.value)
 
 
+@pytest.mark.parametrize("hard", [10, 64, 65])
+def test_a_hard_limit_that_carries_nothing_is_not_answered_with_advice_that_cannot_be_followed(budget, hard):
+    with pytest.raises(StartError) as raised:
+        budget(500, hard, hard)
+    assert "raise it" in str(raised.value)
+    assert "set max-connections to" not in str(raised.value)
+
+
 # --- ends on top of ends
 
 
