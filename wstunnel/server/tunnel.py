@@ -40,6 +40,7 @@ class Tunnel:
         self._pools: list[Pool] = []
         self._worker: Worker | None = None
         self._stopping: Worker | None = None
+        self._ending = asyncio.Lock()
 
     @property
     def addresses(self) -> tuple[Address, ...]:
@@ -73,24 +74,34 @@ class Tunnel:
         self._worker.start()
 
     async def stop(self) -> None:
-        """End every tunnel with CLOSE 1001, what was received delivered; then the backends; then the sockets."""
-        worker, self._worker = self._worker, None
-        self._stopping = worker
+        """End every tunnel with CLOSE 1001, what was received delivered; then the backends; then the sockets.
+
+        A second call waits for the first. One that is cancelled cuts the tunnels, and ends the rest as ever.
+        """
+        async with self._ending:
+            self._stopping, self._worker = self._worker, None
+            try:
+                if self._stopping is not None:
+                    await self._drain(self._stopping)
+            finally:
+                self._stopping = None
+                await asyncio.gather(*(pool.stop() for pool in self._pools))
+                for listener in self._listeners:
+                    listener.close()
+                self._listeners.clear()
+                self._pools.clear()
+
+    async def _drain(self, worker: Worker) -> None:
         try:
-            if worker is not None:
-                await worker.drain(CloseCode.GOING_AWAY, within_s=self.settings.limits.relay.drain_s)
-                worker.close()
+            await worker.drain(CloseCode.GOING_AWAY, within_s=self.settings.limits.relay.drain_s)
         finally:
-            await asyncio.gather(*(pool.stop() for pool in self._pools))
-            for listener in self._listeners:
-                listener.close()
-            self._listeners.clear()
-            self._pools.clear()
+            worker.close()
 
     def abort(self) -> None:
-        """Make a `stop` that is under way end at once: tunnels are cut, backends get SIGKILL."""
-        if self._stopping is not None:
-            self._stopping.abort()
+        """Make a `stop` that is under way, or comes next, end at once: tunnels are cut, backends get SIGKILL."""
+        worker = self._stopping or self._worker
+        if worker is not None:
+            worker.abort()
         for pool in self._pools:
             pool.abort()
 

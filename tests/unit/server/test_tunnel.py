@@ -269,6 +269,29 @@ class Slow:
         await self.tunnel.stop()
 
 
+def test_a_second_stop_waits_for_the_first_and_does_not_cut_it_short(run: Run, backend):
+    """The backends must not be taken away from under tunnels that still end."""
+
+    async def check() -> None:
+        async with Slow(backend) as slow:
+            first = asyncio.ensure_future(slow.tunnel.stop())
+            await turns(4)
+            second = asyncio.ensure_future(slow.tunnel.stop())
+            await turns(20)
+            assert not second.done()
+
+            await slow.wire.send(b"still here")
+            slow.wire.close()
+
+            heard = await slow.client.to_end(answer=True)
+            assert (heard.data, heard.code) == (b"still here", 1001)
+            slow.client.close()
+            await asyncio.gather(first, second)
+            assert is_free(slow.address)
+
+    run(check())
+
+
 def test_abort_ends_a_stop_that_is_under_way(run: Run, backend):
     async def check() -> None:
         async with Slow(backend) as slow:
@@ -285,6 +308,20 @@ def test_abort_ends_a_stop_that_is_under_way(run: Run, backend):
     run(check())
 
 
+def test_abort_before_the_stop_that_it_is_meant_for_cuts_the_tunnels_too(run: Run, backend):
+    """Two signals in one turn of the loop: the second is seen before the first has begun to stop."""
+
+    async def check() -> None:
+        async with Slow(backend) as slow:
+            slow.tunnel.abort()
+
+            async with asyncio.timeout(2.0):
+                await slow.tunnel.stop()
+            assert (await slow.client.to_end()).code == 1001
+
+    run(check())
+
+
 def test_abort_of_a_tunnel_that_does_not_run_does_nothing(run: Run):
     async def check() -> None:
         tunnel = Tunnel(Settings(listen=(ANY_PORT,)))
@@ -292,6 +329,33 @@ def test_abort_of_a_tunnel_that_does_not_run_does_nothing(run: Run):
         async with tunnel:
             pass
         tunnel.abort()
+
+    run(check())
+
+
+def test_a_stop_that_is_called_off_still_gives_everything_back(run: Run, backend, tmp_path):
+    async def check() -> None:
+        fds, pids = descriptors(), children()
+        spawned = Route(path="/spawned", socket=str(tmp_path / "s.sock"), bin_path=SLEEPER)
+        tunnel = Tunnel(Settings(listen=(ANY_PORT,), routes=(spawned, Route(**backend.route))))
+        await tunnel.start()
+        (address,) = tunnel.addresses
+        client = await Client.reach(address)
+        await client.upgrade("/")
+        wire = await backend.accept()
+        stopping = asyncio.ensure_future(tunnel.stop())
+        await turns(4)
+
+        stopping.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert (await client.to_end()).code == 1001
+        client.close()
+        wire.close()
+        assert is_free(address)
+        assert children() == pids
+        await eventually(lambda: descriptors() == fds, "every descriptor closed")
 
     run(check())
 
