@@ -448,6 +448,25 @@ def test_max_read_idle_counts_from_the_moment_that_the_client_is_read_again(run:
     run(check())
 
 
+def test_a_client_that_was_held_in_silence_is_not_idle_the_moment_it_is_read_again(run: Run):
+    async def check() -> None:
+        async with Bench(max_read_idle_s=60.0, narrow=8192) as bench:
+            said = 0
+            while not bench.waiting():
+                await bench.says(frame(BINARY, bytes(1000)))
+                said += 1000
+            await bench.wait(59.0)
+            await bench.backend.recv_exactly(said)
+            await bench.wait(60.0 - SLACK_S)
+            assert bench.relay.is_open
+
+            await bench.wait(2 * SLACK_S)
+
+            assert not bench.relay.is_open
+
+    run(check())
+
+
 def test_max_read_idle_is_not_forgotten_over_a_backend_that_was_stuck_for_long(run: Run):
     async def check() -> None:
         async with Bench(max_read_idle_s=60.0, narrow=8192) as bench:
@@ -691,16 +710,19 @@ def test_a_backend_that_takes_its_bytes_slowly_is_not_cut_off_however_long_it_ta
 
 
 def test_a_client_that_takes_its_bytes_slowly_is_not_cut_off_however_long_it_takes(run: Run):
+    """The backend has ended long ago; all of it and our CLOSE are in the kernel's hands."""
+
     async def check() -> None:
-        async with Bench(close_timeout_s=5.0, narrow=8192, is_binary=True) as bench:
-            said = random.Random(3).randbytes(100_000)
-            talking = asyncio.ensure_future(_say_and_close(bench.backend, said))
-            bench.client.read_bytes = 8192
+        async with Bench(close_timeout_s=5.0, is_binary=True) as bench:
+            bench.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            said = random.Random(3).randbytes(200_000)
+            await _say_and_close(bench.backend, said)
+            await eventually(lambda: bench.relay.close_code == NORMAL, "our CLOSE")
+            bench.client.read_bytes = 40_000  # a UNIX socket counts whole buffers of some 32 KiB as taken
             got = bytearray()
             while len(got) < len(said):
                 await bench.wait(4.0)
                 got += (await bench.client.frame()).data
-            await talking
 
             assert got == said
             assert (await bench.client.to_end(answer=True)).code == NORMAL
@@ -1164,13 +1186,16 @@ def test_behind_a_full_queue_only_the_latest_ping_is_answered(run: Run):
 
 def test_a_pong_that_waits_is_not_sent_behind_our_close(run: Run):
     async def check() -> None:
-        async with Bench(narrow=8192, is_binary=True) as bench:
+        async with Bench(narrow=8192, is_binary=True, close_timeout_s=5.0, max_write_idle_s=10.0) as bench:
             await bench.stuff_client()
-            await bench.says(frame(PING, b"a"), b"\xff\xff\xff")
+            await bench.says(frame(PING, b"a"))
+            bench.relay.leave(GOING_AWAY)
+            await bench.wait(15.0 + 1.0)  # the backend has had its time, and CLOSE stands in the queue
+            assert not bench.has_ended
 
             heard = await bench.client.to_end(answer=True)
 
-            assert (heard.pongs, heard.code) == ([], 1002)
+            assert (heard.pongs, heard.code) == ([], GOING_AWAY)
 
     run(check())
 

@@ -390,8 +390,8 @@ def test_after_stop_nobody_is_let_in_and_nothing_starts_it_again(accepted):
     stand.loop.readable(stand.backlog.fd)
 
     stand.acceptor.stop()
-    stand.acceptor.release()
     stand.acceptor.stop()
+    stand.acceptor.release()
 
     assert not stand.is_listening
     assert stand.acceptor.open_connections == 0
@@ -403,6 +403,7 @@ def test_stop_during_a_pause_ends_the_pause(accepted):
     stand.loop.readable(stand.backlog.fd)
 
     stand.acceptor.stop()
+    assert stand.loop.pause_s() is None
     stand.loop.wait(10.0)
 
     assert not stand.is_listening

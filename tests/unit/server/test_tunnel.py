@@ -322,6 +322,24 @@ def test_abort_before_the_stop_that_it_is_meant_for_cuts_the_tunnels_too(run: Ru
     run(check())
 
 
+def test_abort_does_not_wait_for_a_backend_that_heeds_no_signal(run: Run, tmp_path):
+    async def check() -> None:
+        stubborn = ("/bin/sh", "-c", f"trap '' TERM; : > {tmp_path}/ready; while :; do sleep 0.1; done")
+        tunnel = Tunnel(Settings(listen=(ANY_PORT,), routes=(Route(socket=f"{tmp_path}/s", bin_path=stubborn),)))
+        async with tunnel:
+            await eventually((tmp_path / "ready").exists, "the signal ignored")
+            stopping = asyncio.ensure_future(tunnel.stop())
+            await turns(20)
+            assert not stopping.done()
+
+            tunnel.abort()
+
+            async with asyncio.timeout(2.0):
+                await stopping
+
+    run(check())
+
+
 def test_abort_of_a_tunnel_that_does_not_run_does_nothing(run: Run):
     async def check() -> None:
         tunnel = Tunnel(Settings(listen=(ANY_PORT,)))
