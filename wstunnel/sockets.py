@@ -15,9 +15,9 @@ import stat
 from wstunnel.errors import StartError
 from wstunnel.settings import TcpAddress, UnixAddress
 
-__all__ = ["bind_tcp", "bind_unix", "make_folder_of", "remove_folder", "unlink_if_ours"]
+__all__ = ["SOCKET_PATH_BYTES", "bind_tcp", "bind_unix", "make_folder_of", "remove_folder", "unlink_if_ours"]
 
-_SUN_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
+SOCKET_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
 
 
 def bind_unix(path: str, *, backlog: int, mode: int = 0o600) -> socket.socket:
@@ -29,9 +29,9 @@ def bind_unix(path: str, *, backlog: int, mode: int = 0o600) -> socket.socket:
     """
     name = UnixAddress(path)
     length = len(os.fsencode(path))
-    if length > _SUN_PATH_BYTES:
+    if length > SOCKET_PATH_BYTES:
         raise StartError(
-            f"{name}: the path is {length} bytes long and a UNIX socket carries at most {_SUN_PATH_BYTES}; "
+            f"{name}: the path is {length} bytes long and a UNIX socket carries at most {SOCKET_PATH_BYTES}; "
             f"choose a shorter one"
         )
     try:

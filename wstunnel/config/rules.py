@@ -12,12 +12,12 @@ from typing import Any
 from wstunnel.config.options import shown
 from wstunnel.errors import ConfigError
 from wstunnel.settings import Address, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.sockets import SOCKET_PATH_BYTES
+from wstunnel.supervise.pool import slot_addresses
+from wstunnel.supervise.spawn import CHILD_PATH
 
 __all__ = ["Draft", "Place", "Problems", "Settled", "settle"]
 
-_PROGRAM_FOLDERS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where a program without a slash is looked for: the same on every machine, whatever the operator's PATH."""
-_SOCKET_PATH_BYTES = 107  # unix(7): sun_path, with its final NUL
 _MAX_PORT = 65535
 
 
@@ -148,7 +148,7 @@ def _make_absolute(draft: Draft, problems: Problems) -> None:
         if "/" in program:
             found: str | None = absolute(program)
         else:
-            found = shutil.which(program, path=_PROGRAM_FOLDERS)
+            found = shutil.which(program, path=CHILD_PATH)
         trouble = _why_not_a_program(program, found)
         if trouble:
             problems.add(draft.where("bin_path"), trouble)
@@ -158,7 +158,7 @@ def _make_absolute(draft: Draft, problems: Problems) -> None:
 def _why_not_a_program(program: str, found: str | None) -> str | None:
     if found is None:
         return (
-            f"no program {shown(program)} in {_PROGRAM_FOLDERS}; write ./{program} for one in the current folder, "
+            f"no program {shown(program)} in {CHILD_PATH}; write ./{program} for one in the current folder, "
             "or its whole path"
         )
     try:
@@ -204,21 +204,18 @@ def _check_endpoints(settings: Settings, named: list[_Named], problems: Problems
                 owners[address] = f"the backend of route {number}"
 
 
-def _addresses(route: Route) -> list[Address]:
-    """Where the backends of a route listen."""
-    if route.socket is not None:
-        if not route.bin_path:
-            return [UnixAddress(route.socket)]
-        return [UnixAddress(f"{route.socket}-{slot}") for slot in range(route.max_procs)]
-    if route.host is None or route.port is None:
-        return []
-    return [TcpAddress(route.host, route.port + slot) for slot in range(route.max_procs)]
+def _addresses(route: Route) -> tuple[Address, ...]:
+    """Where the backends of a route listen; nothing where that cannot be told, which is a problem of its own."""
+    try:
+        return slot_addresses(route)
+    except ConfigError:
+        return ()
 
 
 def _check_socket_path(path: str, place: Place, problems: Problems) -> bool:
     length = len(os.fsencode(path))
-    if length > _SOCKET_PATH_BYTES:
-        problems.add(place, f"{shown(path)} has {length} bytes, and the path of a socket at most {_SOCKET_PATH_BYTES}")
+    if length > SOCKET_PATH_BYTES:
+        problems.add(place, f"{shown(path)} has {length} bytes, and the path of a socket at most {SOCKET_PATH_BYTES}")
         return False
     return True
 
