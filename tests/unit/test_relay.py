@@ -722,6 +722,7 @@ def test_a_client_that_takes_its_bytes_slowly_is_not_cut_off_however_long_it_tak
             got = bytearray()
             while len(got) < len(said):
                 await bench.wait(4.0)
+                assert not bench.has_ended
                 got += (await bench.client.frame()).data
 
             assert got == said
