@@ -64,6 +64,13 @@ def test_a_route_that_says_too_little_or_too_much_is_refused(asked, route, probl
     assert asked.problems(route) == [problem]
 
 
+def test_a_socket_and_a_host_are_one_too_many(asked):
+    assert asked.problems({"socket": "s", "host": "a"}) == [
+        "1.host: needs a port beside it",
+        "1.socket: a route has a socket or a host and port, not both",
+    ]
+
+
 def test_a_host_is_not_asked_for_where_the_port_is_there(asked):
     route = asked({"port": 7}).settings.routes[0]
     assert (route.host, route.port, route.path) == ("127.0.0.1", 7, "/")
@@ -187,10 +194,13 @@ def test_two_programs_do_not_share_an_address(asked):
 
 
 def test_a_route_may_use_what_another_spawns(asked):
-    assert asked({"socket": "s", "bin_path": ("./echo",)}, {"socket": "s-0"}, {"socket": "s-0"})
+    spawned = {"socket": "s", "bin_path": ("./echo",)}
+    assert asked(spawned, {"socket": "s-0"}, {"socket": "s-0"})
+    assert asked({"socket": "s-0"}, spawned)
 
 
 def test_the_ports_of_all_processes_are_ports(asked):
+    assert asked({"port": 65534, "max_procs": 2, "bin_path": ("./echo",)})
     assert asked.problems({"port": 65535, "max_procs": 2, "bin_path": ("./echo",)}) == [
         "1.port: 2 processes from port 65535 on would go past 65535"
     ]
