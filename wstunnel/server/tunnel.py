@@ -48,7 +48,12 @@ class Tunnel:
         return tuple(listener.address for listener in self._listeners)
 
     async def start(self) -> None:
-        """Bind, spawn, and serve. On failure nothing is left behind."""
+        """Bind, spawn, and serve. On failure nothing is left behind.
+
+        raises  RuntimeError if it runs already
+        """
+        if self._worker is not None:
+            raise RuntimeError("this Tunnel runs already; stop it first, or make another one")
         settings, limits = self.settings, self.settings.limits
         max_connections = _connection_budget(settings.max_connections, limits.accept)
         static = None if settings.document_root is None else StaticGateway(settings.document_root, limits.file)

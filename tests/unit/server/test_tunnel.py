@@ -81,6 +81,17 @@ def test_a_second_listener_that_cannot_be_had_frees_the_first(run: Run, tmp_path
     run(check())
 
 
+def test_a_second_start_is_refused_and_does_not_disturb_the_first(run: Run):
+    async def check() -> None:
+        async with Tunnel(Settings(listen=(free_port(),))) as tunnel:
+            with pytest.raises(RuntimeError, match="runs already"):
+                await tunnel.start()
+            assert len(tunnel.addresses) == 1
+            (await Client.reach(tunnel.addresses[0])).close()
+
+    run(check())
+
+
 def test_a_route_that_cannot_be_started_ends_those_that_were(run: Run, tmp_path):
     async def check() -> None:
         first = free_port()
