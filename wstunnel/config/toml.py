@@ -127,15 +127,11 @@ class _File:
 
 
 def _unknown(name: str, options: Mapping[str, Option], others: Mapping[str, Option], *, in_route: bool) -> str:
-    known = nearest(name, options)
-    if name in others or (known is None and nearest(name, others) is not None):
-        right = name if name in others else nearest(name, others)
-        where = (
-            f"{right} stands at the top of the file, before the first [[route]]"
-            if in_route
-            else (f"{right} stands in a [[route]]")
-        )
-        return f"unknown here; {where}"
+    known, elsewhere = nearest(name, options), nearest(name, others)
+    if elsewhere is not None and (known is None or name in others):
+        if in_route:
+            return f"unknown here; {elsewhere} stands at the top of the file, before the first [[route]]"
+        return f"unknown here; {elsewhere} stands in a [[route]]"
     if not in_route and nearest(name, (_ROUTE,)):
         return "unknown; routes are written as [[route]]"
     return "unknown" if known is None else f"unknown; did you mean {known}?"

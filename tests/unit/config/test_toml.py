@@ -182,9 +182,10 @@ def test_a_file_that_serves_nothing_is_refused(write, text):
         (b"a = 1\nb == 2\n", "wstunnel.toml:2: is not TOML: Invalid value at column 4"),
         (b"a = 1\na = 2\n", "wstunnel.toml:2: is not TOML: Cannot overwrite a value at column 6"),
         (b'a = 1\nb = """\n\n', "wstunnel.toml:4: is not TOML: Unterminated string at the end"),
-        (b"a = 1\nb = '\xff'\n", "wstunnel.toml:2: is not UTF-8"),
+        (b"\nb = '\xff'\n", "wstunnel.toml:2: is not UTF-8"),
         (b"a = " + b"9" * 5000, "wstunnel.toml: is not TOML: Exceeds the limit"),
         (b"a = " + b"[" * 50_000, "wstunnel.toml: is nested too deeply"),
+        (b"#" * (1024 * 1024), "wstunnel.toml: nothing to serve"),
         (b"#" * (1024 * 1024 + 1), "wstunnel.toml: has more than 1048576 bytes"),
     ],
 )
