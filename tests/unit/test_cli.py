@@ -183,13 +183,14 @@ def test_a_signal_ends_the_run_well(run, number, capsys):
     assert f" info wstunnel {number.name}: ending\n" in capsys.readouterr().err
 
 
-def test_a_second_signal_cuts_the_stop_short(run):
+def test_a_second_signal_cuts_the_stop_short(run, capsys):
     async def stop(tunnel: FakeTunnel) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         await asyncio.wait_for(tunnel.aborted.wait(), 30)
 
     assert run(*ROUTE, on_stop=stop) == 0
     assert run.tunnel.calls == ["start", "stop", "abort", "stopped"]
+    assert " info wstunnel SIGINT again: ending at once\n" in capsys.readouterr().err
 
 
 def test_a_hangup_that_is_to_be_ignored_is_ignored(run):

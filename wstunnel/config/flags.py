@@ -165,7 +165,7 @@ def _strange(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         if name in in_file_only:
             yield name, "stands in a [[route]] of a file (-f) only"
         elif word.startswith("-"):
-            meant = nearest(name, known) if name.startswith("--") else None
+            meant = nearest(name, known)
             yield shown(name)[1:-1], "unknown flag" if meant is None else f"unknown flag; did you mean {meant}?"
         elif not before.startswith("--") or "=" in before:
             yield shown(word), "unexpected; the one command, check, comes first"

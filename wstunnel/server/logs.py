@@ -10,7 +10,6 @@ import json
 import logging
 import math
 import re
-import sys
 import time
 from collections.abc import Mapping
 from typing import IO
@@ -29,7 +28,7 @@ _ERROR = "error"
 
 def open_logs(level: LogLevel, form: LogFormat, stream: IO[str] | None = None) -> None:
     """Send what wstunnel and asyncio log from `level` on to `stream` (stderr), and nowhere else."""
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     for name in _LOGGERS:
         logger = logging.getLogger(name)

@@ -109,6 +109,7 @@ def test_every_mistake_is_told_at_once(folder):
     [
         (["--max_procs", "4"], "--max_procs: unknown flag; did you mean --max-procs?"),
         (["--sock", "a"], "--sock: unknown flag; did you mean --socket?"),
+        (["-port=7"], "-port: unknown flag; did you mean --port?"),
         (["--colour=red"], "--colour: unknown flag"),
         (["--port", "1", "check"], '"check": unexpected; the one command, check, comes first'),
         (["--port", "1", "--help=x"], "-h/--help: ignored explicit argument 'x'"),

@@ -137,7 +137,7 @@ def _loggers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_loggers")
-def test_open_logs_sends_each_record_once_from_its_level_on():
+def test_open_logs_sends_each_record_once_from_its_level_on(caplog):
     stream = io.StringIO()
     open_logs("debug", "text")
     open_logs("warning", "json", stream)
@@ -150,6 +150,7 @@ def test_open_logs_sends_each_record_once_from_its_level_on():
         ("asyncio", "and this"),
     ]
     assert lines[0]["code"] == 1000
+    assert caplog.records == [], "the root logger has them too"
 
 
 @pytest.mark.usefixtures("_loggers")
