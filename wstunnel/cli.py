@@ -81,14 +81,18 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     tunnel = Tunnel(settings)
     asked = asyncio.Event()
+    is_cut_short = False
 
     def stop(number: signal.Signals) -> None:
-        if asked.is_set():
-            _logger.info("%s again: ending at once", number.name)
-            tunnel.abort()
-        else:
+        nonlocal is_cut_short
+        if not asked.is_set():
             _logger.info("%s: ending", number.name)
             asked.set()
+            return
+        if not is_cut_short:  # said once: a flood of signals must not fill a pipe that nobody reads
+            _logger.info("%s again: ending at once", number.name)
+            is_cut_short = True
+        tunnel.abort()
 
     with _heard(lambda number: loop.call_soon_threadsafe(stop, number)):
         async with tunnel:

@@ -193,6 +193,20 @@ def test_a_second_signal_cuts_the_stop_short(run, capsys):
     assert " info wstunnel SIGINT again: ending at once\n" in capsys.readouterr().err
 
 
+def test_a_flood_of_signals_is_no_flood_of_lines(run, capsys):
+    """A pipe that nobody reads is full at some point, and the stop would hang in a line about the stop."""
+
+    async def stop(tunnel: FakeTunnel) -> None:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(tunnel.aborted.wait(), 30)
+            tunnel.aborted.clear()
+
+    assert run(*ROUTE, on_stop=stop) == 0
+    assert run.tunnel.calls.count("abort") == 3
+    assert capsys.readouterr().err.count("again") == 1
+
+
 def test_a_hangup_that_is_to_be_ignored_is_ignored(run):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     aborted = []
