@@ -114,8 +114,12 @@ def _heard(tell: Callable[[signal.Signals], object]) -> Iterator[None]:
     try:
         yield
     finally:
+        # Python complains of a signal that was caught and not yet told of when it is ignored. So none comes meanwhile,
+        # and blocking them tells of those that came.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, heard)
         for number in heard:
             signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _greeting(settings: Settings, addresses: Sequence[Address]) -> Iterator[str]:
