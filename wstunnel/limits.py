@@ -15,6 +15,7 @@ __all__ = [
     "HeadLimits",
     "Limits",
     "LogLimits",
+    "MasterLimits",
     "OptionLimits",
     "RelayLimits",
     "RestartLimits",
@@ -70,8 +71,9 @@ class RelayLimits:
     """The most that one leg may move per wake-up before the others have their turn."""
     tick_s: float = 0.1
     """Grain of the timer wheel: no timeout is more exact than this."""
-    drain_s: float = 10.0
-    """When the server goes away: tunnels that have not ended by themselves in this time are cut."""
+    closes_per_s: float = 400.0
+    """When the server goes away: tunnels asked to end per second, so that their clients do not all come back at once;
+    more if half of `drain-timeout` would not be enough for all."""
     look_s: float = 0.5
     """An ending tunnel is looked at this often, or oftener where close-timeout is short."""
 
@@ -85,14 +87,17 @@ class RestartLimits:
     first_wait_s: float = 0.1
     max_wait_s: float = 30.0
     """Waits double from the first to this one while runs stay short."""
+    max_deaths: int = 8
+    """So many short runs within `window_s` open the circuit: the route answers 503 ..."""
+    window_s: float = 60.0
+    probe_after_s: float = 30.0
+    """... and one process is tried after this time; if it stays healthy, the circuit closes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpawnLimits:
     """What one backend process may cost."""
 
-    kill_timeout_s: float = 5.0
-    """From the kill signal to SIGKILL."""
     log_line_bytes: int = 8 * 1024
     """A longer stderr line is cut into pieces of this size."""
     log_read_bytes: int = 16 * 1024
@@ -105,6 +110,45 @@ class SpawnLimits:
     retry_after_s: int = 1
     """`Retry-After` of a 503."""
     max_procs: int = 1024
+    max_forks: int = 1000
+    """Processes of one stdio route at once, unless the route says otherwise."""
+    start_watch_s: float = 2.0
+    """At start-up: how long a program is watched until it has come to rest, in case it dies at once."""
+    settle_poll_s: float = 0.01
+    """While watching: time between two looks at whether a program still computes."""
+    tick_s: float = 1.0
+    """How often a pool looks whether it has idle processes."""
+    max_queue: int = 1024
+    """Connections per worker and host that wait for a process with `max-load-policy = "queue"`."""
+    queue_poll_s: float = 0.02
+    """How often they look whether another worker's tunnel has ended; one of their own wakes them at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterLimits:
+    """Workers, and what the master keeps of them."""
+
+    worker_rows: int = 128
+    """Workers at once, those of earlier configurations included; each has a row in the shared counters."""
+    slot_rows: int = 4096
+    """Backends at once, those of earlier configurations included."""
+    max_workers: int = 64
+    ready_timeout_s: float = 30.0
+    """A worker that is not ready by then is ended; a reload that waits for it has failed."""
+    max_restart_wait_s: float = 1.0
+    """Longest wait before a worker that died is replaced."""
+    heartbeat_s: float = 1.0
+    """How often a worker shows in its row that its loop turns."""
+    message_bytes: int = 128 * 1024
+    """Longest message between master and worker."""
+    max_queued_messages: int = 4096
+    """Messages that wait for a worker that does not read; one more, and it is taken for dead."""
+    control_bytes: int = 4096
+    """Longest request on the control socket."""
+    control_clients: int = 16
+    """Connections to the control socket at once."""
+    control_timeout_s: float = 60.0
+    """Longest that a control client may take to ask, and to read what it is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +186,7 @@ class Limits:
     relay: RelayLimits = field(default_factory=RelayLimits)
     restart: RestartLimits = field(default_factory=RestartLimits)
     spawn: SpawnLimits = field(default_factory=SpawnLimits)
+    master: MasterLimits = field(default_factory=MasterLimits)
     file: FileLimits = field(default_factory=FileLimits)
     log: LogLimits = field(default_factory=LogLimits)
     option: OptionLimits = field(default_factory=OptionLimits)

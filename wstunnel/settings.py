@@ -12,15 +12,18 @@ and `--help`, `check` and the documentation are printed from them. A field's met
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wstunnel.limits import Limits
+from wstunnel.limits import Limits, SpawnLimits
 
 __all__ = [
     "Address",
+    "Balance",
     "FrameType",
-    "GatewayName",
+    "Host",
+    "LoadPolicy",
     "LogFormat",
     "LogLevel",
     "OptionGroup",
@@ -31,10 +34,11 @@ __all__ = [
 ]
 
 FrameType = Literal["text", "binary"]
-GatewayName = Literal["tunnel"]
+Balance = Literal["least-connection", "round-robin", "hash", "sticky"]
+LoadPolicy = Literal["share", "queue", "refuse"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
-OptionGroup = Literal["listening", "backend", "policy", "timeouts", "files", "logging"]
+OptionGroup = Literal["listening", "backend", "processes", "policy", "timeouts", "files", "logging"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,9 @@ def _option(default: Any, name: str, metavar: str, group: OptionGroup, help_: st
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """A URL path, its policy, and how its backend is reached."""
+class Host:
+    """One backend: where it listens, and the program behind it if we spawn it. lighttpd's host options."""
 
-    path: str | None = _option(
-        "/", "path", "PREFIX", "backend", "URL path prefix that reaches the backend (default: /)"
-    )
-    suffix: str | None = _option(None, "suffix", "SUFFIX", "backend", "URL path suffix instead of a prefix", flag=False)
-    gateway: GatewayName = _option("tunnel", "gateway", "KIND", "backend", "how the backend is reached", flag=False)
     socket: str | None = _option(
         None,
         "socket",
@@ -95,7 +94,110 @@ class Route:
         "backend",
         "program to spawn and to keep running, with its arguments, split as a shell does",
     )
-    max_procs: int = _option(1, "max-procs", "N", "backend", "processes of --bin-path (default: 1)")
+    max_procs: int = _option(1, "max-procs", "N", "processes", "processes of --bin-path (default: 1)")
+    min_procs: int | None = _option(
+        None,
+        "min-procs",
+        "N",
+        "processes",
+        "processes that run however idle they are, further ones as the load asks for them; 0: started by the first "
+        "connection (default: max-procs)",
+    )
+    max_load_per_proc: int = _option(
+        1,
+        "max-load-per-proc",
+        "N",
+        "processes",
+        "connections of a process beyond which another one is started (default: 1)",
+    )
+    max_load_policy: LoadPolicy = _option(
+        "share",
+        "max-load-policy",
+        "KIND",
+        "processes",
+        "when max-procs processes have max-load-per-proc connections each: share them out all the same, queue until "
+        "one is free, or refuse with 503 (default: share)",
+    )
+    idle_timeout_s: float = _option(
+        60.0,
+        "idle-timeout",
+        "S",
+        "processes",
+        "seconds without a connection after which a process beyond min-procs is ended (default: 60)",
+    )
+    bin_environment: tuple[tuple[str, str], ...] = _option(
+        (), "bin-environment", "NAME=VALUE,...", "processes", "variables to set for the program"
+    )
+    bin_copy_environment: tuple[str, ...] = _option(
+        (), "bin-copy-environment", "NAME,...", "processes", "variables of our own environment that the program gets"
+    )
+    listen_backlog: int = _option(
+        SpawnLimits().listen_backlog,
+        "listen-backlog",
+        "N",
+        "processes",
+        "connections that may wait for a process to accept them (default: 4096)",
+    )
+    kill_signal: signal.Signals = _option(
+        signal.SIGTERM, "kill-signal", "SIGNAL", "processes", "signal that asks a process to end (default: SIGTERM)"
+    )
+    disable_time_s: float = _option(
+        1.0,
+        "disable-time",
+        "S",
+        "timeouts",
+        "seconds in which a backend that could not be connected is not tried again (default: 1)",
+    )
+    connect_timeout_s: float = _option(
+        8.0, "connect-timeout", "S", "timeouts", "seconds to connect to the backend (default: 8)"
+    )
+    read_timeout_s: float = _option(
+        0.0, "read-timeout", "S", "timeouts", "seconds of silence from the backend that end a tunnel; 0: never"
+    )
+    write_timeout_s: float = _option(
+        0.0,
+        "write-timeout",
+        "S",
+        "timeouts",
+        "seconds in which the backend takes none of the bytes that wait for it, that end a tunnel; 0: never",
+    )
+    tcp_fin_propagate: bool = _option(
+        True,
+        "tcp-fin-propagate",
+        "BOOL",
+        "policy",
+        "end the backend's input when a client ends its side without a CLOSE (default: true)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Host):
+    """A URL path, its policy, and how its backend is reached: by the host that it is itself, or by any of `hosts`."""
+
+    path: str | None = _option(
+        "/", "path", "PREFIX", "backend", "URL path prefix that reaches the backend (default: /)"
+    )
+    suffix: str | None = _option(None, "suffix", "SUFFIX", "backend", "URL path suffix instead of a prefix", flag=False)
+    stdio: tuple[str, ...] = _option(
+        (),
+        "stdio",
+        "CMD",
+        "backend",
+        "program to run once per tunnel, with the tunnel as its standard input and output",
+    )
+    max_forks: int = _option(
+        SpawnLimits().max_forks, "max-forks", "N", "processes", "processes of --stdio at once (default: 1000)"
+    )
+    hosts: tuple[Host, ...] = field(default=(), metadata={"name": "hosts"})
+    """Several backends; the route's own host options are not used then."""
+    balance: Balance = _option(
+        "least-connection",
+        "balance",
+        "KIND",
+        "backend",
+        "which of several hosts: least-connection, round-robin, hash (of Host and path) or sticky (by client address)",
+        flag=False,
+    )
     frame_type: FrameType = _option(
         "text", "frame-type", "TYPE", "policy", "frames that clients get: text or binary (default: text)"
     )
@@ -131,9 +233,13 @@ class Route:
     close_timeout_s: float = _option(
         5.0, "close-timeout", "S", "timeouts", "seconds that an ending tunnel waits for the other side (default: 5)"
     )
-    connect_timeout_s: float = _option(
-        8.0, "connect-timeout", "S", "timeouts", "seconds to connect to the backend (default: 8)"
-    )
+
+    @property
+    def backends(self) -> tuple[Host, ...]:
+        """The hosts to choose from; none for a route of `stdio`."""
+        if self.stdio:
+            return ()
+        return self.hosts or (self,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,16 +258,54 @@ class Settings:
         "max-connections",
         "N",
         "listening",
-        "connections at once (default: what the descriptor limit carries)",
+        "connections at once, of each worker (default: what the descriptor limit carries)",
+    )
+    workers: int | Literal["auto"] = _option(
+        1, "workers", "N", "listening", "processes that carry the traffic, or auto: one per processor (default: 1)"
+    )
+    user: str | None = _option(
+        None, "user", "NAME", "listening", "user to become once the listeners are bound (started as root)"
+    )
+    group: str | None = _option(None, "group", "NAME", "listening", "group to become (default: the user's own)")
+    control: str | None = _option(
+        None,
+        "control",
+        "PATH",
+        "listening",
+        "control socket for status, reload, drain and stop (default: in the runtime folder, named after the first "
+        "listener)",
+    )
+    drain_timeout_s: float = _option(
+        10.0, "drain-timeout", "S", "timeouts", "seconds that a stop gives the tunnels to end (default: 10)"
+    )
+    reload_timeout_s: float = _option(
+        0.0,
+        "reload-timeout",
+        "S",
+        "timeouts",
+        "seconds after a reload that tunnels of the old configuration may last; 0: to their own end (default: 0)",
+    )
+    kill_timeout_s: float = _option(
+        5.0, "kill-timeout", "S", "timeouts", "seconds from a program's kill-signal to its SIGKILL (default: 5)"
     )
     document_root: str | None = _option(
         None, "document-root", "DIR", "files", "folder of static files for plain GET and HEAD"
+    )
+    allow_unsafe_places: bool = _option(
+        False,
+        "allow-unsafe-places",
+        "BOOL",
+        "files",
+        "run programs and bind sockets where other users may put theirs in place (default: false)",
     )
     log_level: LogLevel = _option(
         "info", "log-level", "LEVEL", "logging", "debug, info, warning or error (default: info)"
     )
     log_format: LogFormat = _option(
-        "text", "log-format", "FORMAT", "logging", "text or json, one line a record, to stderr (default: text)"
+        "text", "log-format", "FORMAT", "logging", "text or json, one line a record (default: text)"
+    )
+    log_file: str | None = _option(
+        None, "log-file", "PATH", "logging", "file for the log, opened again at SIGUSR1 (default: stderr)"
     )
     routes: tuple[Route, ...] = field(default=(), metadata={"name": "route"})
     limits: Limits = field(default_factory=Limits, metadata={})

@@ -21,6 +21,20 @@ class ExitStatus:
     signal: int | None = None
 
     @property
+    def word(self) -> int:
+        """The status in one number, for a row of the board: an exit code, or the negative number of a signal."""
+        return -self.signal if self.signal is not None else self.code or 0
+
+    @property
+    def is_known(self) -> bool:
+        return self.code is not None or self.signal is not None
+
+    @classmethod
+    def of_word(cls, word: int) -> ExitStatus:
+        """The known status that `word` stands for."""
+        return cls(signal=-word) if word < 0 else cls(code=word)
+
+    @property
     def clean(self) -> bool:
         return self.code == 0
 
