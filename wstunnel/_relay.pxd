@@ -1,7 +1,7 @@
 # cython: language_level=3
 """Layout of the relay: two legs, the tunnel that joins them, and what a worker shares among all of them."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from wstunnel._speedups cimport FrameParser, Utf8
 
@@ -11,6 +11,14 @@ cdef enum:
     TEXT_HELD_MAX = 3           # RFC 3629: an unfinished character is at most 3 bytes
     PONG_FRAME_MAX = 127        # 2 bytes of header + CONTROL_MAX
     WRITABLE_PER_WAKE = 512     # legs flushed per call of Engine.flush_writable
+
+
+cdef enum:                      # what all tunnels of a worker add up, in the order of the shared counters
+    BYTES_IN = 0
+    BYTES_OUT = 1
+    MESSAGES_IN = 2
+    MESSAGES_OUT = 3
+    COUNTERS = 4
 
 
 cdef enum Hold:                 # why a leg does not read: bits, all clear = reading
@@ -40,6 +48,8 @@ cdef class Engine:
     cdef double look_s
     cdef int epoll_fd                   # legs that wait to write; readable when one of them can; -1: closed
     cdef dict waiting                   # descriptor -> Leg
+    cdef int64_t[::1] counters          # owns the words that `count` points to
+    cdef int64_t* count                 # COUNTERS words, indexed by Counter
 
     cdef int watch(self, Leg leg) except -1
     cdef int unwatch(self, Leg leg) except -1
@@ -54,6 +64,9 @@ cdef class Policy:
     cdef readonly double max_read_idle_s
     cdef readonly double max_write_idle_s
     cdef readonly double close_timeout_s
+    cdef readonly double read_timeout_s
+    cdef readonly double write_timeout_s
+    cdef readonly bint fin_propagate
 
 
 cdef class Leg:
@@ -89,6 +102,7 @@ cdef class Leg:
     cdef int count_turn(self, size_t n) except -1
     cdef bint has_moved(self) noexcept
     cdef bint is_flushed(self) noexcept
+    cdef size_t unread(self) noexcept
 
 
 cdef class Relay:
@@ -110,15 +124,17 @@ cdef class Relay:
     cdef bint is_backend_done           # no further byte of the backend is forwarded
     cdef bint is_close_sent
     cdef bint is_close_received
+    cdef bint is_input_kept             # the client ended its side, and the backend is not told (fin_propagate)
     cdef bint is_verdict_awaited        # the backend ended; its exit status decides the close code
     cdef bint is_ping_out
     cdef uint16_t answer_code           # of the CLOSE to come; 0: none is sent, 1005: an empty one
     cdef uint16_t leave_code            # a shutdown waits for the end of the client's message; 0: none
     cdef size_t leave_bytes             # what had arrived from the client by then, and is still to be read
     cdef double client_seen_s           # last byte from the client
-    cdef double moved_s                 # last byte either way
+    cdef double backend_seen_s          # last byte from the backend
+    cdef double client_took_s           # last look at which the client had taken something, or nothing waited for it
+    cdef double backend_took_s
     cdef double ping_s
-    cdef double stall_s                 # last time that no leg was stuck
     cdef double ending_s                # when the ending began
     cdef double looked_s                # last look at an ending tunnel
     cdef double budget_s                # seconds left for the peer that an ending waits for

@@ -4,7 +4,7 @@ import asyncio
 from asyncio import BufferedProtocol
 from typing import Protocol
 
-from typing_extensions import disjoint_base
+from typing_extensions import Buffer, disjoint_base
 
 __all__ = ["BackendLeg", "ClientLeg", "Engine", "Policy", "Relay"]
 
@@ -25,7 +25,14 @@ class Engine:
     now_s: float
     view: memoryview
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, wheel: _Wheel, *, read_bytes: int, turn_bytes: int, look_s: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        wheel: _Wheel,
+        *,
+        read_bytes: int,
+        turn_bytes: int,
+        look_s: float,
+        counters: Buffer | None = None,
     ) -> None: ...
     def close(self) -> None: ...
     def due(self, now_s: float) -> float: ...
@@ -39,6 +46,9 @@ class Policy:
     max_read_idle_s: float
     max_write_idle_s: float
     close_timeout_s: float
+    read_timeout_s: float
+    write_timeout_s: float
+    fin_propagate: bool
     def __init__(
         self,
         *,
@@ -48,6 +58,9 @@ class Policy:
         max_read_idle_s: float,
         max_write_idle_s: float,
         close_timeout_s: float,
+        read_timeout_s: float = 0.0,
+        write_timeout_s: float = 0.0,
+        fin_propagate: bool = True,
     ) -> None: ...
 
 class ClientLeg(BufferedProtocol):

@@ -20,7 +20,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
 from libc.math cimport INFINITY
-from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as close_fd
@@ -90,13 +90,20 @@ cdef class Engine:
             wheel       net.wheel.TimerWheel
             read_bytes  size of one read; turn_bytes: of one turn
             look_s      how often an ending tunnel is looked at, at least
+            counters    writable, 4 signed 64-bit words that all tunnels count in: bytes in, bytes out, messages in,
+                        messages out; held for as long as the engine lives. None: nobody reads them
+    raises  ValueError when the counters are not of that shape; BufferError when they cannot be written
     bound   one buffer of read_bytes + headroom, one descriptor, whatever the number of tunnels
     """
 
     def __cinit__(self):
         self.epoll_fd = -1
 
-    def __init__(self, loop, wheel, *, size_t read_bytes, size_t turn_bytes, double look_s):
+    def __init__(self, loop, wheel, *, size_t read_bytes, size_t turn_bytes, double look_s, counters=None):
+        self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
+        if self.counters.shape[0] != COUNTERS:
+            raise ValueError(f"{COUNTERS} counters are wanted, not {self.counters.shape[0]}")
+        self.count = &self.counters[0]
         self.loop = loop
         self.wheel = wheel
         self.now_s = wheel.now_s
@@ -168,6 +175,9 @@ cdef class Policy:
         double max_read_idle_s,
         double max_write_idle_s,
         double close_timeout_s,
+        double read_timeout_s=0.0,
+        double write_timeout_s=0.0,
+        bint fin_propagate=True,
     ):
         self.is_binary = is_binary
         self.ping_interval_s = ping_interval_s
@@ -175,6 +185,9 @@ cdef class Policy:
         self.max_read_idle_s = max_read_idle_s
         self.max_write_idle_s = max_write_idle_s
         self.close_timeout_s = close_timeout_s
+        self.read_timeout_s = read_timeout_s
+        self.write_timeout_s = write_timeout_s
+        self.fin_propagate = fin_propagate
 
 
 cdef class Leg:
@@ -386,6 +399,13 @@ cdef class Leg:
         """Has the peer's kernel everything? As of the last `has_moved`."""
         return self.queue_bytes == 0 and self.seen_unacked == 0
 
+    cdef size_t unread(self) noexcept:
+        """Bytes that the kernel holds for us."""
+        cdef int arrived = 0
+        if self.fd >= 0:
+            ioctl(self.fd, FIONREAD, &arrived)
+        return arrived
+
 
 cdef class _ClientLeg(Leg):
     def buffer_updated(self, Py_ssize_t n):  # hot
@@ -440,7 +460,7 @@ cdef class Relay:
         self.session = session
         self.parser = FrameParser()
         self.opcode = OP_BINARY if is_binary or policy.is_binary else OP_TEXT
-        self.client_seen_s = self.moved_s = self.stall_s = engine.now_s
+        self.client_seen_s = self.backend_seen_s = self.client_took_s = self.backend_took_s = engine.now_s
         client.relay = self
         backend.relay = self
 
@@ -473,15 +493,14 @@ cdef class Relay:
 
     def leave(self, uint16_t code):
         """The server goes away: deliver what has arrived, end after the message under way, CLOSE with `code`."""
-        cdef int arrived = 0
         if self.state != STATE_OPEN:
+            self.is_input_kept = False
+            self.settle()
             return
         self.leave_code = code
         if self.client.holds & HOLD_START:
             return      # `join` comes back to it, once what came behind the head is on its way
-        if self.client.fd >= 0:
-            ioctl(self.client.fd, FIONREAD, &arrived)
-        self.leave_bytes = arrived
+        self.leave_bytes = self.client.unread()
         self.leave_at_boundary()
 
     def abort(self, uint16_t code):
@@ -530,7 +549,9 @@ cdef class Relay:
     cdef int from_client(self, uint8_t* p, size_t n) except -1:  # hot; p is the engine's buffer, valid in this call
         cdef size_t at = 0, out = 0, used = 0, made = 0
         cdef Event event = EVENT_NONE
-        self.client_seen_s = self.moved_s = self.engine.now_s
+        cdef int64_t* count = self.engine.count
+        cdef uint64_t messages = self.parser.messages
+        self.client_seen_s = self.engine.now_s
         self.is_ping_out = False
         while at < n:
             event = self.parser.run(p + at, n - at, p + out, &used, &made)
@@ -542,8 +563,10 @@ cdef class Relay:
                 self.pongs += 1
             elif event != EVENT_NONE:
                 break
+        count[MESSAGES_IN] += <int64_t>(self.parser.messages - messages)
         if out and not self.is_client_done:
             self.bytes_in += out
+            count[BYTES_IN] += <int64_t>out
             self.backend.push(p, out)
         if event == EVENT_CLOSE:
             self.client_closed()
@@ -562,7 +585,7 @@ cdef class Relay:
     cdef int from_backend(self, uint8_t* p, size_t n) except -1:  # hot; p has HEADROOM bytes in front
         if self.is_backend_done:
             return 0
-        self.moved_s = self.engine.now_s
+        self.backend_seen_s = self.engine.now_s
         if self.opcode == OP_BINARY:
             return self.send_frame(p, n)
         return self.send_text(p, n)
@@ -591,8 +614,11 @@ cdef class Relay:
 
     cdef int send_frame(self, uint8_t* payload, size_t n) except -1:  # hot
         cdef size_t header = header_before(payload, self.opcode, n)
+        cdef int64_t* count = self.engine.count
         self.bytes_out += n
         self.messages_out += 1
+        count[BYTES_OUT] += <int64_t>n
+        count[MESSAGES_OUT] += 1
         return self.client.push(payload - header, header + n)
 
     cdef int answer_ping(self) except -1:
@@ -627,9 +653,10 @@ cdef class Relay:
             if n and not self.is_close_sent:
                 self.client.push(self.pong, n)
             if self.client.queue_bytes == 0:
+                self.backend_seen_s = self.engine.now_s     # it was not read: its silence begins now
                 self.backend.release(HOLD_QUEUE)
         else:
-            self.client_seen_s = self.engine.now_s      # it was not read: its silence begins now
+            self.client_seen_s = self.engine.now_s          # likewise
             self.client.release(HOLD_QUEUE)
         return self.settle()
 
@@ -648,6 +675,7 @@ cdef class Relay:
     cdef int client_left(self) except -1:
         """EOF or reset from the client."""
         if not self.is_close_received and (self.state == STATE_OPEN or self.is_verdict_awaited):
+            self.is_input_kept = not self.policy.fin_propagate
             self.begin_draining(CODE_ABNORMAL, 0, "client")
         self.is_client_done = True
         return self.settle()
@@ -729,7 +757,9 @@ cdef class Relay:
         cdef bint is_client_over, is_backend_over
         if self.state == STATE_OPEN or self.state == STATE_ENDED:
             return 0
-        if self.is_client_done:
+        if self.is_input_kept and (self.is_backend_done or self.client.is_write_dead):
+            self.is_input_kept = False      # nobody talks, or nobody listens
+        if self.is_client_done and not self.is_input_kept:
             self.backend.shut()
         if self.state == STATE_DRAINING and self.is_backend_done and not self.is_verdict_awaited:
             self.begin_ending(STATE_CLOSING)
@@ -770,19 +800,30 @@ cdef class Relay:
         cdef Policy policy = self.policy
         cdef double next_s = INFINITY
         cdef double at_s
-        cdef bint client_stuck = not self.client.has_moved() and not self.client.is_flushed()
-        cdef bint backend_stuck = not self.backend.has_moved() and self.backend.queue_bytes > 0
-        if policy.max_write_idle_s > 0:
-            if not client_stuck and not backend_stuck:
-                self.stall_s = now_s
-            elif now_s - self.stall_s >= policy.max_write_idle_s:
-                if backend_stuck:
-                    self.fail(CODE_INTERNAL)
-                else:
-                    self.client.close()
-                    self.begin_draining(CODE_ABNORMAL, 0, "server")
+        cdef double backend_stall_s = policy.max_write_idle_s
+        if self.client.has_moved() or self.client.is_flushed():
+            self.client_took_s = now_s
+        if self.backend.has_moved() or self.backend.queue_bytes == 0 or self.backend.holds & HOLD_QUEUE:
+            self.backend_took_s = now_s     # one that waits for the client itself may well not read meanwhile
+        if policy.write_timeout_s > 0 and not 0 < backend_stall_s < policy.write_timeout_s:
+            backend_stall_s = policy.write_timeout_s
+        if backend_stall_s > 0:
+            if now_s - self.backend_took_s >= backend_stall_s:
+                self.fail(CODE_INTERNAL)
                 return now_s
-            next_s = now_s + policy.max_write_idle_s / LOOKS_PER_TIMEOUT
+            next_s = now_s + backend_stall_s / LOOKS_PER_TIMEOUT
+        if policy.max_write_idle_s > 0 and now_s - self.client_took_s >= policy.max_write_idle_s:
+            self.client.close()
+            self.begin_draining(CODE_ABNORMAL, 0, "server")
+            return now_s
+        if policy.read_timeout_s > 0:
+            at_s = policy.read_timeout_s + (self.backend_seen_s if self.backend.holds == 0 else now_s)
+            if now_s >= at_s:
+                if self.backend.unread() == 0:      # else it is we who were late
+                    self.is_backend_done = True
+                    self.begin_closing(CODE_INTERNAL, "server")
+                at_s = now_s
+            next_s = min(next_s, at_s)
         if policy.max_read_idle_s > 0:
             at_s = policy.max_read_idle_s + (self.client_seen_s if self.client.holds == 0 else now_s)
             if now_s >= at_s:
@@ -801,7 +842,7 @@ cdef class Relay:
             elif not self.client.is_flushed():
                 at_s = INFINITY         # not idle, and a PING would wait too: max-write-idle watches over this
             else:
-                at_s = self.moved_s + policy.ping_interval_s
+                at_s = max(self.client_seen_s, self.backend_seen_s) + policy.ping_interval_s
                 if now_s >= at_s:
                     self.send_ping()
                     self.ping_s = now_s
@@ -818,7 +859,7 @@ cdef class Relay:
         cdef bint is_held_up
         if self.is_client_done and self.backend.has_moved():
             has_moved = True
-        if self.state == STATE_CLOSING and self.client.has_moved():
+        if (self.state == STATE_CLOSING or self.is_input_kept) and self.client.has_moved():
             has_moved = True
         if self.state == STATE_DRAINING:
             is_held_up = self.backend.holds & HOLD_QUEUE != 0
@@ -831,6 +872,8 @@ cdef class Relay:
         elif not is_held_up:
             self.budget_s -= now_s - self.looked_s
         self.looked_s = now_s
+        if self.is_input_kept and self.client.is_write_dead:
+            self.settle()
         if self.budget_s <= 0:
             if self.state == STATE_CLOSING:
                 self.end()
