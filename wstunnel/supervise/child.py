@@ -50,23 +50,32 @@ class ExitStatus:
 
 
 class Child:
-    """A process that leads its own process group. `pidfd` becomes readable when it has ended.
+    """A child process that leads its own process group. `pidfd` becomes readable when it has ended.
 
-    raises  OSError when no descriptor for watching is left; the process is ended then
+    in      pid and pidfd  of a child of this very process, whichever program it ran when it started the child: an
+                           upgrade in place keeps its children
     """
 
-    __slots__ = ("_is_exiting", "_popen", "pid", "pidfd")
+    __slots__ = ("_is_exiting", "pid", "pidfd")
 
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self._popen = popen
+    def __init__(self, pid: int, pidfd: int) -> None:
+        self.pid, self.pidfd = pid, pidfd
         self._is_exiting = False
-        self.pid = popen.pid
+
+    @classmethod
+    def of(cls, popen: subprocess.Popen[bytes]) -> Child:
+        """Takes over what was just started: from now on only the Child reaps it.
+
+        raises  OSError when no descriptor for watching is left; the process is ended then
+        """
         try:
-            self.pidfd = os.pidfd_open(popen.pid)
+            pidfd = os.pidfd_open(popen.pid)
         except OSError:
             popen.kill()
             popen.wait()
             raise
+        popen.returncode = 0  # Popen would wait for the process on its own when it is collected
+        return cls(popen.pid, pidfd)
 
     def is_exiting(self) -> bool:
         """Dead but not yet reaped, or in the act of exiting."""
@@ -88,14 +97,11 @@ class Child:
             info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
             # Our own starter made us ignore SIGCHLD, or somebody else in this process reaps every child.
-            status = ExitStatus()
-        else:
-            if info is None:
-                return None
-            is_exit = info.si_code == os.CLD_EXITED
-            status = ExitStatus(code=info.si_status) if is_exit else ExitStatus(signal=info.si_status)
-        self._popen.returncode = status.code if status.code is not None else -(status.signal or 0)
-        return status
+            return ExitStatus()
+        if info is None:
+            return None
+        is_exit = info.si_code == os.CLD_EXITED
+        return ExitStatus(code=info.si_status) if is_exit else ExitStatus(signal=info.si_status)
 
     def close(self) -> None:
         """Stop watching."""

@@ -7,9 +7,8 @@ import errno
 import os
 import shutil
 import signal
-import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from wstunnel.errors import StartError, safe
@@ -18,7 +17,7 @@ from wstunnel.supervise.child import Child
 __all__ = ["CHILD_PATH", "Program", "catch_ignored_signals", "find_program", "spawn"]
 
 CHILD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""The whole environment of a backend is this PATH."""
+"""The environment of a backend is this PATH, and what the configuration adds to it."""
 
 _FIRST_LINE_BYTES = 256  # linux/binfmts.h, BINPRM_BUF_SIZE: what the kernel itself reads of a #! line
 
@@ -45,28 +44,29 @@ def find_program(argv: tuple[str, ...]) -> Program:
     return Program(found, tuple(arguments))
 
 
-def spawn(program: Program, *, listener: socket.socket, stderr_fd: int) -> Child:
+def spawn(program: Program, *, stdin: int, stdout: int | None, stderr_fd: int, environment: Mapping[str, str]) -> Child:
     """The running program, its exec already done.
 
-    in      listener   becomes fd 0, blocking; stays open here
-            stderr_fd  becomes fd 2; stays open here
-    out     a process that leads a new process group, with /dev/null on fd 1, no further descriptor, no signal
-            blocked, PATH as its only environment, in the folder of its program
+    in      stdin        descriptor that becomes fd 0; it and the others stay open here
+            stdout       becomes fd 1; None: /dev/null
+            stderr_fd    becomes fd 2
+            environment  the whole of it
+    out     a process that leads a new process group, with no further descriptor, no signal blocked, in the folder of
+            its program
     raises  StartError saying why the program could not be started
     """
-    listener.setblocking(True)  # the flag is shared with every process before, and one may have changed it
     try:
         with _no_signal_blocked():
             popen = subprocess.Popen(
                 (program.path, *program.arguments),
-                stdin=listener.fileno(),
-                stdout=subprocess.DEVNULL,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL if stdout is None else stdout,
                 stderr=stderr_fd,
                 cwd=os.path.dirname(program.path),
-                env={"PATH": CHILD_PATH},
+                env=environment,
                 process_group=0,
             )
-        return Child(popen)
+        return Child.of(popen)
     except OSError as error:
         raise StartError(f"bin-path {program.path}: {_why_not(program.path, error)}") from error
 

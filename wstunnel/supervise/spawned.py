@@ -22,7 +22,7 @@ from wstunnel.sockets import bind_tcp, bind_unix, unlink_if_ours
 from wstunnel.supervise import procfs
 from wstunnel.supervise.child import Child, ExitStatus
 from wstunnel.supervise.slot import Slot, SlotState
-from wstunnel.supervise.spawn import Program, spawn
+from wstunnel.supervise.spawn import CHILD_PATH, Program, spawn
 from wstunnel.supervise.stderr import StderrPipe
 
 __all__ = ["SpawnedSlot"]
@@ -125,7 +125,14 @@ class SpawnedSlot(Slot):
 
     def launch(self) -> None:
         """Start the program. raises StartError when it cannot be executed."""
-        self._child = child = spawn(self._program, listener=self._listener, stderr_fd=self._stderr.write_fd)
+        self._listener.setblocking(True)  # the flag is shared with every process before, and one may have changed it
+        self._child = child = spawn(
+            self._program,
+            stdin=self._listener.fileno(),
+            stdout=None,
+            stderr_fd=self._stderr.write_fd,
+            environment={"PATH": CHILD_PATH},
+        )
         self._loop.add_reader(child.pidfd, self._reap, child)
         self._starts += 1
         self._started_at_s = self._loop.time()

@@ -13,7 +13,7 @@ from wstunnel.supervise.child import Child, ExitStatus
 
 
 def start(*argv: str) -> Child:
-    return Child(subprocess.Popen(argv, process_group=0))
+    return Child.of(subprocess.Popen(argv, process_group=0))
 
 
 def wait_for(child: Child) -> ExitStatus | None:
@@ -50,6 +50,15 @@ def test_a_signal_is_told():
 
 def test_a_core_dump_is_told_as_its_signal():
     assert wait_for(start("sh", "-c", "ulimit -c 0; kill -ABRT $$")) == ExitStatus(signal=signal.SIGABRT)
+
+
+def test_a_child_is_taken_over_by_its_numbers():
+    """An upgrade in place: the same process, another program in it."""
+    popen = subprocess.Popen(["sh", "-c", "exit 7"], process_group=0)
+    popen.returncode = 0
+    child = Child(popen.pid, os.pidfd_open(popen.pid))
+
+    assert wait_for(child) == ExitStatus(code=7)
 
 
 def test_a_process_that_runs_has_no_status():
@@ -104,6 +113,6 @@ def test_a_process_that_cannot_be_watched_is_ended(monkeypatch):
     monkeypatch.setattr(os, "pidfd_open", fail)
 
     with pytest.raises(OSError, match="Too many open files"):
-        Child(popen)
+        Child.of(popen)
 
     assert popen.returncode == -signal.SIGKILL

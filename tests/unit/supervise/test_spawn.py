@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from wstunnel.errors import StartError
-from wstunnel.supervise.spawn import Program, find_program, spawn
+from wstunnel.supervise.spawn import CHILD_PATH, Program, find_program, spawn
 
 
 @pytest.fixture
@@ -22,7 +22,13 @@ def listener() -> Iterator[socket.socket]:
 
 def why_not(listener: socket.socket, path: Path | str, *arguments: str) -> str:
     with pytest.raises(StartError) as caught, open(os.devnull, "w") as stderr:
-        spawn(Program(str(path), arguments), listener=listener, stderr_fd=stderr.fileno())
+        spawn(
+            Program(str(path), arguments),
+            stdin=listener.fileno(),
+            stdout=None,
+            stderr_fd=stderr.fileno(),
+            environment={"PATH": CHILD_PATH},
+        )
     return str(caught.value)
 
 
@@ -104,3 +110,25 @@ def test_any_other_reason_is_the_kernels(listener):
     assert why_not(listener, "/bin/true", "x" * 1_000_000) == (
         "bin-path /bin/true: cannot be started: Argument list too long"
     )
+
+
+def test_standard_streams_and_environment_are_the_ones_given():
+    """A socket pair on fd 0 and 1 is what a program per tunnel gets."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull, "w") as stderr:
+        script = 'read line; echo "$line $NAME $(ls /proc/self/fd | tr "\\n" " ")"; env | wc -l'
+        child = spawn(
+            Program("/bin/sh", ("-c", script)),
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr_fd=stderr.fileno(),
+            environment={"PATH": CHILD_PATH, "NAME": "value"},
+        )
+        theirs.close()
+        ours.sendall(b"hello\n")
+        said = b"".join(iter(lambda: ours.recv(4096), b"")).decode()
+        os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
+        child.close()
+
+    # 3 is the listing itself, and the shell adds PWD.
+    assert said.splitlines() == ["hello value 0 1 2 3 ", "3"]
