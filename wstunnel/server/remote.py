@@ -1,0 +1,110 @@
+"""Programs per tunnel, as a worker process sees them: the master runs them, this end asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from collections.abc import Callable, Mapping
+
+from wstunnel.errors import BackendError
+from wstunnel.server.messages import Exited, Fork, Forked, Message, Release, Unforked
+from wstunnel.supervise import procfs
+from wstunnel.supervise.child import ExitStatus
+
+__all__ = ["RemoteFork", "RemoteForker"]
+
+_Send = Callable[..., None]
+
+
+class RemoteFork:
+    """A program that the master runs for one tunnel."""
+
+    __slots__ = ("_exit_wait_s", "_forker", "_is_released", "_request", "_status", "pid")
+
+    def __init__(self, forker: RemoteForker, request: int, pid: int, *, exit_wait_s: float) -> None:
+        self.pid = pid
+        self._forker, self._request = forker, request
+        self._exit_wait_s = exit_wait_s
+        self._is_released = False
+        self._status: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
+
+    def is_exiting(self) -> bool:
+        """Dead, or in the act of exiting. Its entry in /proc is gone when the master has reaped it."""
+        return self._status.done() or procfs.is_ending_or_gone(self.pid)
+
+    async def exit_status(self) -> ExitStatus | None:
+        """How it ended; None at once if it has not, or when the master does not say in time."""
+        if not self.is_exiting():
+            return None
+        await asyncio.wait((self._status,), timeout=self._exit_wait_s)
+        return self._status.result() if self._status.done() else None
+
+    def release(self) -> None:
+        """The tunnel is over; a second call does nothing."""
+        if not self._is_released:
+            self._is_released = True
+            self._forker.release(self._request)
+
+    def exited(self, status: ExitStatus) -> None:
+        """The master says how it ended."""
+        if not self._status.done():
+            self._status.set_result(status)
+
+
+class RemoteForker:
+    """Asks the master for programs and hears how they end.
+
+    in      send  the channel's: a message, and the sockets that go with it
+    """
+
+    def __init__(self, send: _Send, *, exit_wait_s: float) -> None:
+        self._send = send
+        self._exit_wait_s = exit_wait_s
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[RemoteFork]] = {}
+        self._running: dict[int, RemoteFork] = {}
+
+    async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket) -> RemoteFork:
+        """Run the program of stdio route `index` with `stream`, which stays the caller's, as stdin and stdout.
+
+        raises  BackendError when the master cannot or may not
+        """
+        request = next(self._numbers)
+        answer = self._asked[request] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Fork(request, index, dict(environment)), (stream.dup(),))
+            return await answer
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                answer.result().release()  # the answer came in the very moment in which nobody wanted it any more
+            raise
+        finally:
+            del self._asked[request]
+
+    def told(self, message: Message) -> None:
+        """The master's answer to an earlier request, or how a program ended."""
+        match message:
+            case Forked(request, pid):
+                asked = self._asked.get(request)
+                if asked is None or asked.done():
+                    self._send(Release(request))  # who asked has gone meanwhile
+                    return
+                fork = RemoteFork(self, request, pid, exit_wait_s=self._exit_wait_s)
+                self._running[request] = fork
+                asked.set_result(fork)
+            case Unforked(request, status, why):
+                asked = self._asked.get(request)
+                if asked is not None and not asked.done():
+                    asked.set_exception(BackendError(why, status=status))
+            case Exited(request, status):
+                found = self._running.get(request)
+                if found is not None:
+                    found.exited(ExitStatus() if status is None else ExitStatus.of_word(status))
+            case _:
+                pass
+
+    def release(self, request: int) -> None:
+        """The tunnel of a request is over."""
+        self._running.pop(request, None)
+        self._send(Release(request))
