@@ -100,6 +100,8 @@ class SpawnLimits:
 
     log_line_bytes: int = 8 * 1024
     """A longer stderr line is cut into pieces of this size."""
+    quoted_line_bytes: int = 256
+    """As much of its last stderr line is quoted when a program dies at start-up."""
     log_read_bytes: int = 16 * 1024
     """stderr read per wake-up: a program that floods its log waits, not the tunnels."""
     group_poll_s: float = 0.02
@@ -149,6 +151,18 @@ class MasterLimits:
     """Connections to the control socket at once."""
     control_timeout_s: float = 60.0
     """Longest that a control client may take to ask, and to read what it is told."""
+    control_answer_bytes: int = 16 * 1024 * 1024
+    """Longest answer that is read from a control socket: more than all rows of the counters make."""
+    control_pause_s: float = 0.1
+    """How long the control socket is left alone when there is no descriptor for its next client."""
+    control_named: int = 8
+    """Control sockets that are named to somebody who has asked at the wrong place."""
+    stuck_after_s: float = 5.0
+    """`status` says so of a worker whose last heartbeat is older."""
+    rates_s: float = 0.7
+    """Time between the two looks from which `status` tells rates."""
+    watch_s: float = 1.0
+    """How often `status --watch` looks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +191,8 @@ class OptionLimits:
     max_seconds: float = 31_536_000.0
     """Longest timeout: a year."""
     max_connections: int = 10_000_000
+    max_backlog: int = 1_000_000
+    """Longest listen-backlog; the kernel cuts it to net.core.somaxconn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
