@@ -4,59 +4,64 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import errno
 import os
 import socket
-from dataclasses import dataclass
 
 from wstunnel.errors import BackendError
+from wstunnel.gateways.claim import Connected
+from wstunnel.proto.request import Request
 from wstunnel.settings import Address, UnixAddress
-from wstunnel.supervise.lease import Lease
-from wstunnel.supervise.pool import Pool
+from wstunnel.supervise.balance import BalanceKey, Balancer
 from wstunnel.supervise.slot import Slot
 
-__all__ = ["Connected", "TunnelGateway"]
+__all__ = ["TunnelGateway"]
 
 # Host names pass through it. Python loads it from a file at its first use, for which there may be no descriptor left.
 codecs.lookup("idna")
 
-
-@dataclass(slots=True)
-class Connected:
-    """A connected, non-blocking socket, and the lease on the slot behind it."""
-
-    socket: socket.socket
-    lease: Lease
-
-    def close(self) -> None:
-        self.socket.close()
-        self.lease.release()
+_NOT_ITS_FAULT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL))
+"""What we lack, not the backend; no reason to leave it alone for a while."""
 
 
 class TunnelGateway:
-    """Connects the slot with the least connections; when that fails, each of the others once."""
+    """Connects the slot that the balancer chooses; when that fails, each of the others once.
 
-    def __init__(self, pool: Pool, *, connect_timeout_s: float) -> None:
-        self._pool = pool
-        self._connect_timeout_s = connect_timeout_s
+    in      name  of the route's backend, for errors
+    """
 
-    async def connect(self) -> Connected:
+    def __init__(self, balancer: Balancer, name: str) -> None:
+        self._balancer = balancer
+        self._name = name
+
+    async def connect(self, request: Request) -> Connected:
         """A backend, connected.
 
-        raises  BackendError when no slot can be connected; it names the last reason
+        raises  BackendError when no slot can be connected (it names the last reason), or none may be: its host's
+                max-load-policy forbids it
+        bound   `connect-timeout` for each slot, and once more in the queue for a free one
         """
+        key = BalanceKey(request.host.lower(), request.path, request.peer.rpartition(":")[0])
         tried: list[Slot] = []
-        reason = "no slot"
-        while (lease := self._pool.lease(avoid=tried)) is not None:
+        reason = None
+        while (lease := await self._balancer.lease(key, tried)) is not None:
             tried.append(lease.slot)
             try:
-                return Connected(await _connect(lease.address, self._connect_timeout_s), lease)
+                return Connected(await _connect(lease.address, self._balancer.host(lease).connect_timeout_s), lease)
             except OSError as error:
-                reason = f"{lease.address}: {_why(error)}"
+                reason = f"{lease.where}: {_why(error)}"
+                if not _is_for_the_moment(error):
+                    self._balancer.disable(lease)
                 lease.release()
             except BaseException:
                 lease.release()
                 raise
-        raise BackendError(f"no backend of {self._pool.name} can be connected: {reason}")
+        raise BackendError(f"no backend of {self._name} can be connected: {reason or self._balancer.why_not()}")
+
+
+def _is_for_the_moment(error: OSError) -> bool:
+    """A full backlog has room again as soon as the backend accepts, and to ask costs nothing."""
+    return isinstance(error, BlockingIOError) or error.errno in _NOT_ITS_FAULT
 
 
 async def _connect(address: Address, timeout_s: float) -> socket.socket:

@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable
 
 from wstunnel._relay import BackendLeg, ClientLeg, Engine, Policy, Relay
-from wstunnel.gateways.tunnel import Connected
+from wstunnel.gateways.claim import Connected
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
 from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
 from wstunnel.server.accesslog import log_tunnel
+from wstunnel.supervise.board import WorkerColumn, close_column
 
 __all__ = ["Session"]
 
@@ -20,9 +21,23 @@ _log = logging.getLogger("wstunnel")
 
 
 class Session:
-    """Joins a client and a backend, and gives everything back when the relay says that it is over."""
+    """Joins a client and a backend, and gives everything back when the relay says that it is over.
 
-    __slots__ = ("_connected", "_engine", "_limits", "_on_ended", "_opened_s", "_path", "_peer", "_verdict", "relay")
+    in      row  the worker's row of the board, in which the tunnel is counted
+    """
+
+    __slots__ = (
+        "_connected",
+        "_engine",
+        "_limits",
+        "_on_ended",
+        "_opened_s",
+        "_path",
+        "_peer",
+        "_row",
+        "_verdict",
+        "relay",
+    )
 
     def __init__(
         self,
@@ -32,11 +47,13 @@ class Session:
         *,
         limits: Limits,
         on_ended: Callable[[Session], None],
+        row: memoryview,
     ) -> None:
         self._engine = engine
         self._connected = connected
         self._limits = limits
         self._on_ended = on_ended
+        self._row = row
         self._opened_s = engine.loop.time()
         self._peer = request.peer
         self._path = request.path
@@ -51,6 +68,8 @@ class Session:
         backend = BackendLeg(self._engine, backend_socket.fileno())
         self.relay = Relay(self._engine, policy, client, backend, self, is_binary)
         self.relay.open(taken.transport)
+        self._row[WorkerColumn.OPENED] += 1
+        self._row[WorkerColumn.TUNNELS] += 1
         try:
             await self._engine.loop.connect_accepted_socket(lambda: backend, backend_socket)
         except BaseException:
@@ -72,23 +91,24 @@ class Session:
         self.relay.verdict(CloseCode.NORMAL if is_clean else CloseCode.INTERNAL_ERROR)
 
     def ended(self) -> None:
-        """Both legs are released: the lease goes back, and the access line is written."""
-        relay = self.relay
+        """Both legs are released: the lease goes back, the end is counted, and the access line is written."""
+        relay, claim = self.relay, self._connected.lease
         if self._verdict is not None:
             self._verdict.cancel()
-        slot = self._connected.lease.slot
-        self._connected.lease.release()
+        claim.release()
+        self._row[WorkerColumn.TUNNELS] -= 1
+        self._row[close_column(relay.close_code)] += 1
         if relay.is_text_broken:
             _log.warning(
                 "%s sent bytes that are not UTF-8 on a text route (%s): the tunnel was closed with 1011; if the "
                 'backend speaks binary, set --frame-type binary (frame-type = "binary")',
-                slot.name,
-                slot.address,
+                claim.name,
+                claim.where,
             )
         log_tunnel(
             peer=self._peer,
             path=self._path,
-            backend=slot.name,
+            backend=claim.name,
             bytes_in=relay.bytes_in,
             bytes_out=relay.bytes_out,
             messages_in=relay.messages_in,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wstunnel.settings import Address
 from wstunnel.supervise.child import ExitStatus
 from wstunnel.supervise.slot import Slot
@@ -10,26 +12,42 @@ __all__ = ["Lease"]
 
 
 class Lease:
-    """Counts as one connection of `slot` until it is released, and knows how the process behind it fares."""
+    """Counts as one connection of `slot` until it is released, and knows how the process behind it fares.
 
-    __slots__ = ("_deaths_before", "_is_released", "slot")
+    in      host_index   which of the route's hosts the slot belongs to
+            on_released  called when it counts no more
+    """
 
-    def __init__(self, slot: Slot) -> None:
+    __slots__ = ("_deaths_before", "_is_released", "_on_released", "host_index", "slot")
+
+    def __init__(self, slot: Slot, host_index: int, on_released: Callable[[], None]) -> None:
         self.slot = slot
+        self.host_index = host_index
+        self._on_released = on_released
         self._deaths_before = slot.deaths
         self._is_released = False
-        slot.load += 1
+        slot.begin()
+
+    @property
+    def name(self) -> str:
+        return self.slot.name
 
     @property
     def address(self) -> Address:
         """Where to connect."""
         return self.slot.address
 
+    @property
+    def where(self) -> str:
+        """The address, for the log."""
+        return str(self.slot.address)
+
     def release(self) -> None:
         """Stop counting; a second call does nothing."""
         if not self._is_released:
             self._is_released = True
-            self.slot.load -= 1
+            self.slot.end()
+            self._on_released()
 
     def is_exiting(self) -> bool:
         """To be asked when the backend has ended the connection: is that because its process has died or is exiting?
