@@ -16,6 +16,7 @@ __all__ = [
     "Limits",
     "LogLimits",
     "MasterLimits",
+    "NotifyLimits",
     "OptionLimits",
     "RelayLimits",
     "RestartLimits",
@@ -39,6 +40,10 @@ class AcceptLimits:
     log_every_s: float = 10.0
     """At most one log line about missing descriptors in this time."""
     listen_backlog: int = 4096
+    yield_s: float = 0.005
+    """A listener that workers share is left to the less busy ones for this time ..."""
+    max_yields: int = 10
+    """... and so many times in a row; then one connection is taken all the same: the others may hang."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +126,7 @@ class SpawnLimits:
     tick_s: float = 1.0
     """How often a pool looks whether it has idle processes."""
     max_queue: int = 1024
-    """Connections per worker and host that wait for a process with `max-load-policy = "queue"`."""
+    """Connections per worker and route that wait for a process with `max-load-policy = "queue"`."""
     queue_poll_s: float = 0.02
     """How often they look whether another worker's tunnel has ended; one of their own wakes them at once."""
 
@@ -166,6 +171,16 @@ class MasterLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NotifyLimits:
+    """What is said to the service manager."""
+
+    retry_s: float = 0.1
+    """How long to wait before it is said again when the manager's socket was full."""
+    status_chars: int = 256
+    """Longest status text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileLimits:
     """How a static file is sent."""
 
@@ -203,6 +218,7 @@ class Limits:
     restart: RestartLimits = field(default_factory=RestartLimits)
     spawn: SpawnLimits = field(default_factory=SpawnLimits)
     master: MasterLimits = field(default_factory=MasterLimits)
+    notify: NotifyLimits = field(default_factory=NotifyLimits)
     file: FileLimits = field(default_factory=FileLimits)
     log: LogLimits = field(default_factory=LogLimits)
     option: OptionLimits = field(default_factory=OptionLimits)

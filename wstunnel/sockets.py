@@ -11,11 +11,21 @@ import errno
 import os
 import socket
 import stat
+from typing import Any
 
 from wstunnel.errors import StartError
 from wstunnel.settings import TcpAddress, UnixAddress
 
-__all__ = ["SOCKET_PATH_BYTES", "bind_tcp", "bind_unix", "make_folder_of", "remove_folder", "unlink_if_ours"]
+__all__ = [
+    "SOCKET_PATH_BYTES",
+    "bind_tcp",
+    "bind_unix",
+    "join_tcp",
+    "make_folder_of",
+    "remove_folder",
+    "resolve_tcp",
+    "unlink_if_ours",
+]
 
 SOCKET_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
 
@@ -84,33 +94,66 @@ def _clear_stale(path: str) -> None:
     raise StartError(f"{name}: another process listens there; stop it or choose another path")
 
 
-def bind_tcp(host: str, port: int, *, backlog: int, reuse_port: bool = False) -> socket.socket:
-    """A socket that listens at the first address `host` resolves to; an IPv6 one takes no IPv4 clients.
+def resolve_tcp(host: str, port: int) -> tuple[int, tuple[Any, ...]]:
+    """The family and the first address that `host` resolves to; "" is every address of this machine.
+
+    raises  StartError when the name does not resolve
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise StartError(f"{TcpAddress(host, port)}: the host name {host} cannot be resolved: {error}") from error
+    family, _, _, _, address = found[0]
+    return family, address
+
+
+def bind_tcp(host: str, port: int, *, backlog: int) -> socket.socket:
+    """A socket that listens at the first address `host` resolves to, alone; an IPv6 one takes no IPv4 clients.
 
     in      port 0 is any free one; host "" is every address of this machine
     raises  StartError when the name does not resolve or the address is taken, not ours or not allowed
     """
-    name = TcpAddress(host, port)
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        raise StartError(f"{name}: the host name {host} cannot be resolved: {error}") from error
-    family, kind, protocol, _, address = found[0]
+    family, address = resolve_tcp(host, port)
     try:
         with contextlib.ExitStack() as undo:
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener = undo.enter_context(_tcp_socket(family))
             listener.bind(address)
-            listener.setblocking(True)
             listener.listen(backlog)
             undo.pop_all()
     except OSError as error:
-        raise StartError(f"{name}: {_why_not(error)}") from error
+        raise StartError(f"{TcpAddress(host, port)}: {_why_not(error)}") from error
     return listener
+
+
+def join_tcp(first: socket.socket) -> socket.socket:
+    """A socket bound to the address of `first`, which `bind_tcp` made. It does not listen yet: connections are spread
+    over both from its `listen` on.
+
+    `first` began alone, without SO_REUSEPORT, and gets it only here. So a second wstunnel of the same user, whose
+    first socket asks for the address alone too, never joins unseen and takes a share of the connections: there is no
+    moment at which it could. What remains: a program of this user that asks for SO_REUSEPORT itself, from now on.
+
+    raises  OSError: a port below 1024 that is not allowed any more, no descriptor left; EADDRINUSE if `first` belongs
+            to another user than ours (`fchown` changes that)
+    """
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    with contextlib.ExitStack() as undo:
+        joined = undo.enter_context(_tcp_socket(first.family))
+        joined.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        joined.bind(first.getsockname())
+        undo.pop_all()
+    return joined
+
+
+def _tcp_socket(family: int) -> socket.socket:
+    with contextlib.ExitStack() as undo:
+        sock = undo.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        undo.pop_all()
+    return sock
 
 
 def _why_not(error: OSError) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from wstunnel.errors import StartError
-from wstunnel.sockets import bind_tcp, bind_unix, make_folder_of, unlink_if_ours
+from wstunnel.sockets import bind_tcp, bind_unix, join_tcp, make_folder_of, unlink_if_ours
 
 
 @pytest.fixture
@@ -225,12 +225,57 @@ def test_a_port_whose_connections_linger_is_bound_again():
         pass
 
 
-def test_a_reused_port_is_shared():
-    with (
-        bind_tcp("127.0.0.1", 0, backlog=8, reuse_port=True) as first,
-        bind_tcp("127.0.0.1", first.getsockname()[1], backlog=8, reuse_port=True) as second,
-    ):
-        assert second.getsockname() == first.getsockname()
+def waiting(listener: socket.socket) -> int:
+    """How many connections wait in a backlog; they are taken and closed."""
+    listener.setblocking(False)
+    count = 0
+    while True:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return count
+        sock.close()
+        count += 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_are_spread_over_a_socket_that_joins_once_it_listens(host):
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(bind_tcp(host, 0, backlog=256))
+        second = stack.enter_context(join_tcp(first))
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(first.getsockname()[:2]))
+        assert waiting(first) == 20
+
+        second.listen(256)
+        for _ in range(200):
+            stack.enter_context(socket.create_connection(first.getsockname()[:2]))
+
+        assert waiting(first) > 40
+        assert waiting(second) > 40
+
+
+def test_a_second_wstunnel_cannot_take_a_share_of_the_connections():
+    """SO_REUSEPORT alone would let any process of the same user in, and nobody would be told."""
+    with bind_tcp("127.0.0.1", 0, backlog=8) as first, join_tcp(first) as joined:
+        joined.listen(8)
+
+        with pytest.raises(StartError, match="another process listens there"):
+            bind_tcp("127.0.0.1", first.getsockname()[1], backlog=8)
+
+
+def test_a_socket_that_nothing_has_joined_is_alone_even_for_who_asks_to_share():
+    with bind_tcp("127.0.0.1", 0, backlog=8) as first, socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+        with pytest.raises(OSError, match="Address already in use"):
+            stranger.bind(first.getsockname())
+
+
+def test_a_socket_that_joins_blocks_and_is_not_inherited():
+    with bind_tcp("127.0.0.1", 0, backlog=8) as first, join_tcp(first) as joined:
+        assert os.get_blocking(joined.fileno())
+        assert not os.get_inheritable(joined.fileno())
 
 
 def test_an_address_of_another_machine_is_refused():

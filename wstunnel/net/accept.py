@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from wstunnel.limits import AcceptLimits
 from wstunnel.net.listen import Listener
@@ -39,10 +40,21 @@ _GONE_AGAIN = frozenset(
 )
 
 
+@dataclass(slots=True)
+class _Turns:
+    """How often in a row a shared listener was left to the other workers."""
+
+    yields: int = 0
+    resumed_s: float = 0.0
+    pause: asyncio.TimerHandle | None = None
+
+
 class Acceptor:
     """Accepts from all listeners of a worker while fewer than `max_connections` are open.
 
     in      on_connection   gets each accepted socket, non-blocking, and owns it; `release` gives its place back
+            may_accept      asked before each connection of a listener that workers share: False leaves it to the others
+                            for a moment. All of them are woken by it, and the first one would take everything
     """
 
     def __init__(
@@ -53,12 +65,15 @@ class Acceptor:
         max_connections: int,
         limits: AcceptLimits,
         on_connection: Callable[[socket.socket], None],
+        may_accept: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = loop
         self._listeners = listeners
         self._max_connections = max_connections
         self._limits = limits
         self._on_connection = on_connection
+        self._may_accept = may_accept
+        self._turns = {listener.socket.fileno(): _Turns() for listener in listeners if listener.is_shared}
         self._is_armed = False
         self._is_stopped = False
         self._pause: asyncio.TimerHandle | None = None
@@ -68,7 +83,10 @@ class Acceptor:
         self.open_connections = 0
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Accept from now on; a listener that does not listen yet begins with it."""
+        for listener in self._listeners:
+            if not listener.is_listening:
+                listener.socket.listen(self._limits.listen_backlog)
         self._arm()
 
     def stop(self) -> None:
@@ -78,6 +96,10 @@ class Acceptor:
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
+        for turns in self._turns.values():
+            if turns.pause is not None:
+                turns.pause.cancel()
+                turns.pause = None
 
     def release(self) -> None:
         """A connection is gone: its place is free."""
@@ -90,22 +112,31 @@ class Acceptor:
             return
         self._is_armed = True
         for listener in self._listeners:
-            self._loop.add_reader(listener.socket.fileno(), self._accept_some, listener.socket)
+            if not self._is_left_alone(listener):
+                self._listen_to(listener)
 
     def _disarm(self) -> None:
         if not self._is_armed:
             return
         self._is_armed = False
         for listener in self._listeners:
-            self._loop.remove_reader(listener.socket.fileno())
+            if not self._is_left_alone(listener):
+                self._loop.remove_reader(listener.socket.fileno())
 
-    def _accept_some(self, listener: socket.socket) -> None:
+    def _listen_to(self, listener: Listener) -> None:
+        self._loop.add_reader(listener.socket.fileno(), self._accept_some, listener)
+
+    def _accept_some(self, listener: Listener) -> None:
+        turns = self._turns.get(listener.socket.fileno())
         for _ in range(self._limits.per_turn):
             if self.open_connections >= self._max_connections:
                 self._wait_for_room()
                 return
+            if turns is not None and not self._is_our_turn(turns):
+                self._leave_alone(listener, turns)
+                return
             try:
-                sock, _address = listener.accept()
+                sock, _address = listener.socket.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -121,6 +152,33 @@ class Acceptor:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.open_connections += 1
             self._on_connection(sock)
+
+    def _is_our_turn(self, turns: _Turns) -> bool:
+        if self._may_accept():
+            turns.yields = 0
+            return True
+        if self._loop.time() - turns.resumed_s > self._limits.yield_s:
+            turns.yields = 0  # nobody waited for a while: the others do take them
+        if turns.yields < self._limits.max_yields:
+            return False
+        turns.yields = 0
+        return True
+
+    def _leave_alone(self, listener: Listener, turns: _Turns) -> None:
+        """The connections that wait are for the other workers; look again soon."""
+        turns.yields += 1
+        self._loop.remove_reader(listener.socket.fileno())
+        turns.pause = self._loop.call_later(self._limits.yield_s, self._look_again, listener, turns)
+
+    def _look_again(self, listener: Listener, turns: _Turns) -> None:
+        turns.pause = None
+        turns.resumed_s = self._loop.time()
+        if self._is_armed:
+            self._listen_to(listener)
+
+    def _is_left_alone(self, listener: Listener) -> bool:
+        turns = self._turns.get(listener.socket.fileno())
+        return turns is not None and turns.pause is not None
 
     def _wait_for_room(self) -> None:
         self._disarm()

@@ -85,6 +85,9 @@ class Backlog:
     def fileno(self) -> int:
         return self.fd
 
+    def getsockopt(self, level: int, option: int) -> int:
+        return 1  # it listens
+
     def accept(self) -> tuple[socket.socket, object]:
         self.calls += 1
         if not self.waiting:
@@ -293,6 +296,9 @@ class Counted:
 
     def fileno(self) -> int:
         return self._sock.fileno()
+
+    def getsockopt(self, level: int, option: int) -> int:
+        return self._sock.getsockopt(level, option)
 
     def accept(self) -> tuple[socket.socket, Any]:
         self.calls += 1
