@@ -21,6 +21,7 @@ from wstunnel.limits import HeadLimits
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.http1 import HeadReader, encode_head
 from wstunnel.proto.request import Headers, Request
+from wstunnel.settings import TcpAddress
 
 __all__ = ["Exchange", "H1Connection", "Taken"]
 
@@ -164,6 +165,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "_is_last",
         "_is_write_paused",
         "_limits",
+        "_local",
         "_loop",
         "_on_closed",
         "_on_request",
@@ -180,6 +182,8 @@ class H1Connection(asyncio.BufferedProtocol):
     )
 
     _transport: asyncio.Transport
+    _local: str
+    _reader: HeadReader
     _exchange: Exchange
 
     def __init__(
@@ -198,7 +202,6 @@ class H1Connection(asyncio.BufferedProtocol):
         self._limits, self._wheel, self._buffer = limits, wheel, buffer
         self._loop = asyncio.get_running_loop()
         self._state = _State.NEW
-        self._reader = HeadReader(limits, peer=peer, scheme=scheme)
         self._pending = b""  # read, and not yet parsed
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None  # of the coroutine, for the client to take some bytes
@@ -226,6 +229,8 @@ class H1Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport, transport)
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
+        self._local = _local_name(transport)
+        self._reader = self._next_reader()
         self._state = _State.READING
         self._arm(self._limits.head_timeout_s)
         if self._is_draining:
@@ -322,6 +327,9 @@ class H1Connection(asyncio.BufferedProtocol):
 
     # --- requests
 
+    def _next_reader(self) -> HeadReader:
+        return HeadReader(self._limits, peer=self._peer, local=self._local, scheme=self._scheme)
+
     def _parse(self) -> None:
         """Feed the pending bytes to the head under way, and have its request served once it is whole."""
         if self._is_idle:
@@ -387,7 +395,7 @@ class H1Connection(asyncio.BufferedProtocol):
         if self._is_write_paused:
             return  # and resume_writing comes back here: what was written on top of unsent bytes is taken first
         self._state = _State.READING
-        self._reader = HeadReader(self._limits, peer=self._peer, scheme=self._scheme)
+        self._reader = self._next_reader()
         self._is_idle = True
         if self._pending:
             self._parse()
@@ -445,6 +453,12 @@ def _closing(is_last: bool) -> Headers:
     """The fields that end every head but that of a 101."""
     date = ("Date", formatdate(usegmt=True))
     return (date, ("Connection", "close")) if is_last else (date,)
+
+
+def _local_name(transport: asyncio.BaseTransport) -> str:
+    """Where a client came to, as in Request."""
+    name = transport.get_extra_info("sockname")
+    return str(TcpAddress(*name[:2])) if isinstance(name, tuple) else "unix:"
 
 
 def _refusal_body(text: str) -> bytes:

@@ -44,6 +44,7 @@ class HeadReader:
         "_held",
         "_is_late",
         "_limits",
+        "_local",
         "_parser",
         "_peer",
         "_scheme",
@@ -52,9 +53,9 @@ class HeadReader:
         "leftover",
     )
 
-    def __init__(self, limits: HeadLimits, *, peer: str, scheme: str = "http") -> None:
+    def __init__(self, limits: HeadLimits, *, peer: str, local: str = "", scheme: str = "http") -> None:
         self._limits = limits
-        self._peer, self._scheme = peer, scheme
+        self._peer, self._local, self._scheme = peer, local, scheme
         self._parser = httptools.HttpRequestParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._held = bytearray()  # the line under way
@@ -162,6 +163,7 @@ class HeadReader:
             host=host,
             headers=headers,
             peer=self._peer,
+            local=self._local,
             scheme=self._scheme,
         )
         if "websocket" in request.tokens("upgrade") and "upgrade" in request.tokens("connection"):

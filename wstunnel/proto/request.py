@@ -18,7 +18,8 @@ class Request:
     path     absolute, percent-decoded, dot segments removed; what routes are matched against
     query    after the first `?`, as received, without it
     host     the authority: the Host field, or that of an absolute-form target
-    peer     `127.0.0.1:4711`, `[::1]:4711` or `unix:` for the log
+    peer     where it comes from: `127.0.0.1:4711`, `[::1]:4711` or `unix:`
+    local    where it came to, written likewise; empty where nobody knows
     """
 
     method: str
@@ -28,6 +29,7 @@ class Request:
     host: str
     headers: Headers
     peer: str
+    local: str = ""
     scheme: str = "http"
     wants_websocket: bool = False
 

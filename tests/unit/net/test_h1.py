@@ -211,6 +211,22 @@ def test_several_requests_are_served_on_one_connection(run: Run):
     run(main())
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_every_request_says_where_it_came_to(run: Run, kind, tmp_path):
+    """CGI programs are told SERVER_ADDR and SERVER_PORT."""
+
+    async def main() -> None:
+        address = str(tmp_path / "socket") if kind == "unix" else None
+        async with serving(hello, address=address) as server, server.client() as client:
+            await client.send(GET + GET)
+            client.end()
+            await client.read_to_end()
+            expected = "unix:" if kind == "unix" else "{}:{}".format(*server.listener.getsockname())
+            assert [exchange.request.local for exchange in server.exchanges] == [expected] * 2
+
+    run(main())
+
+
 def test_head_in_single_bytes_is_served_once(run: Run):
     async def main() -> None:
         async with serving(hello) as server, server.client() as client:

@@ -21,7 +21,7 @@ PLAIN = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 def read(*pieces: bytes, limits: HeadLimits = LIMITS) -> tuple[Request | None, bytes]:
     """The request and what follows it, all pieces fed to one reader."""
-    reader = HeadReader(limits, peer="127.0.0.1:1", scheme="http")
+    reader = HeadReader(limits, peer="127.0.0.1:1", local="127.0.0.1:2", scheme="http")
     for at, piece in enumerate(pieces):
         request = reader.feed(piece)
         if request is not None:
@@ -60,6 +60,7 @@ def test_request_holds_everything_that_the_head_says():
         host="A.example:80",
         headers=(("host", "A.example:80"), ("x-two", "b  c")),
         peer="127.0.0.1:1",
+        local="127.0.0.1:2",
         scheme="http",
         wants_websocket=False,
     )
