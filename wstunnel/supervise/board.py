@@ -22,6 +22,7 @@ __all__ = ["Board", "SlotColumn", "SlotState", "WorkerColumn", "WorkerState", "c
 _MAGIC = 0x77737475_6E6E6C01  # "wstunnl", and the version of this layout
 _WORD_BYTES = 8
 _HEADER_WORDS = 8
+_USED = 1  # the header's second word
 _FIRST_CODE = CloseCode.NORMAL
 _LAST_CODE = 1015  # RFC 6455 §7.4.1 reserves them up to here
 
@@ -141,6 +142,7 @@ class Board:
         self._words = memoryview(self._memory).cast("q")
         if is_new:
             self._words[0] = _MAGIC
+            self._words[_USED] = 1
         elif self._words[0] != _MAGIC:
             raise ValueError("the shared counters have another layout: they are another version's")
 
@@ -181,10 +183,23 @@ class Board:
         rows = (self.worker(row) for row in range(self._workers))
         return [sum(column) for column in zip(*(row for row in rows if any(row)), strict=True)] or [0] * WORKER_WORDS
 
+    @property
+    def workers_used(self) -> int:
+        """No worker row from this one on has ever been used: there is nothing to add up there."""
+        return self._words[_USED]
+
+    def use_worker(self, row: int) -> None:
+        """This worker row is used from now on."""
+        if row >= self._words[_USED]:
+            self._words[_USED] = row + 1
+
     def free_worker(self) -> int | None:
         """A worker row that nobody has, from 1 on; None when all are taken."""
         rows = range(1, self._workers)
-        return next((row for row in rows if self.worker(row)[WorkerColumn.STATE] == WorkerState.NONE), None)
+        found = next((row for row in rows if self.worker(row)[WorkerColumn.STATE] == WorkerState.NONE), None)
+        if found is not None:
+            self.use_worker(found)
+        return found
 
     def free_slots(self, count: int) -> list[int] | None:
         """`count` slot rows that nobody has; None when there are not so many."""

@@ -46,6 +46,7 @@ class Slot:
         self._words = board.slot(place.row)
         self._loads, self._totals = board.loads(place.row), board.totals(place.row)
         self._worker_row = worker_row
+        board.use_worker(worker_row)  # the master has seen to it before, where there is one
         self._exit_wait_ns = int(limits.spawn.exit_wait_s * _NS_PER_S)
         self._died: asyncio.Future[None] | None = None  # somebody waits for the next death
 
@@ -66,7 +67,7 @@ class Slot:
     @property
     def load(self) -> int:
         """Leases out, those of all workers."""
-        return sum(self._loads)
+        return sum(self._loads[: self._board.workers_used])
 
     def claiming(self) -> AbstractContextManager[bool]:
         """Yields whether no other worker is inside: look at `load`, and take a lease if there is room."""
