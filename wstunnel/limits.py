@@ -144,6 +144,8 @@ class MasterLimits:
     """A worker that is not ready by then is ended; a reload that waits for it has failed."""
     max_restart_wait_s: float = 1.0
     """Longest wait before a worker that died is replaced."""
+    exit_wait_s: float = 2.0
+    """What workers get beyond drain-timeout to end; then they are killed."""
     heartbeat_s: float = 1.0
     """How often a worker shows in its row that its loop turns."""
     message_bytes: int = 128 * 1024
@@ -195,6 +197,8 @@ class LogLimits:
     """Longest quotation of a peer's bytes in an error text."""
     path_chars: int = 512
     """Longest request path in an access line."""
+    stall_s: float = 0.1
+    """A log whose reader does not read is waited for this long, and then not at all until it reads again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,8 @@ class Host:
         "socket",
         "PATH",
         "backend",
-        "UNIX socket that the backend listens on; with --bin-path its processes listen on PATH-0, PATH-1, ...",
+        "UNIX socket that the backend listens on; with --bin-path its processes listen on PATH-0, PATH-1, ... "
+        "(default with --bin-path: in the runtime folder, named after the program)",
     )
     host: str | None = _option(
         None, "host", "H", "backend", "TCP address that the backend listens on (default: 127.0.0.1)"
@@ -152,14 +153,19 @@ class Host:
         8.0, "connect-timeout", "S", "timeouts", "seconds to connect to the backend (default: 8)"
     )
     read_timeout_s: float = _option(
-        0.0, "read-timeout", "S", "timeouts", "seconds of silence from the backend that end a tunnel; 0: never"
+        0.0,
+        "read-timeout",
+        "S",
+        "timeouts",
+        "seconds of silence from the backend that end a tunnel; 0: never (default: 0)",
     )
     write_timeout_s: float = _option(
         0.0,
         "write-timeout",
         "S",
         "timeouts",
-        "seconds in which the backend takes none of the bytes that wait for it, that end a tunnel; 0: never",
+        "seconds in which the backend takes none of the bytes that wait for it, that end a tunnel; 0: never "
+        "(default: 0)",
     )
     tcp_fin_propagate: bool = _option(
         True,
@@ -168,6 +174,22 @@ class Host:
         "policy",
         "end the backend's input when a client ends its side without a CLOSE (default: true)",
     )
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where its processes listen: PATH-0, PATH-1, ... or PORT, PORT+1, ... for what we spawn, as lighttpd names
+        them (PATH-0 even if it is the only one; port 0 stays 0, any free one); else the one address that is given.
+        Empty while neither `socket` nor `port` is.
+        """
+        numbers = range(self.max_procs if self.bin_path else 1)
+        if self.socket is not None:
+            if not self.bin_path:
+                return (UnixAddress(self.socket),)
+            return tuple(UnixAddress(f"{self.socket}-{number}") for number in numbers)
+        if self.port is None:
+            return ()
+        host = self.host or "127.0.0.1"
+        return tuple(TcpAddress(host, self.port and self.port + number) for number in numbers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

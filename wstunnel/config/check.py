@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 
-from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option
-from wstunnel.settings import Route, Settings
+from wstunnel.config.fitting import HOST_FIELDS, unfit
+from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, Option
+from wstunnel.settings import Host, Route, Settings
 
 __all__ = ["as_toml"]
 
 _UNSET = {
     "max-connections": "what the descriptor limit carries",
+    "control": "in the runtime folder, named after the first listener",
+    "log-file": "stderr",
     "origins": "the same origin as the Host",
+    "min-procs": "as max-procs",
 }
 """What None means, for options where an operator may wonder."""
 
 
 def as_toml(settings: Settings) -> str:
     """A file that `toml.load` reads back to equal Settings (limits, which no file sets, aside)."""
-    lines = list(_lines(SERVER_OPTIONS, settings))
+    lines = list(_lines(SERVER_OPTIONS, settings, ()))
     for route in settings.routes:
-        lines += ["", "[[route]]", *_lines(ROUTE_OPTIONS, route)]
+        lines += ["", "[[route]]", *_lines(ROUTE_OPTIONS, route, _hidden_of_route(route))]
+        for host in route.hosts:
+            lines += ["", "[[route.hosts]]", *_lines(HOST_OPTIONS, host, _hidden(host))]
     return "\n".join(lines) + "\n"
 
 
-def _lines(options: Mapping[str, Option], of: Settings | Route) -> Iterator[str]:
+def _hidden_of_route(route: Route) -> Collection[str]:
+    hidden = {*HOST_FIELDS, "max_forks"} if route.hosts else set(_hidden(route))
+    if len(route.hosts) < 2 and route.balance == ROUTE_OPTIONS["balance"].default:
+        hidden.add("balance")  # there is nothing to choose from, and nobody has set it
+    return hidden
+
+
+def _hidden(host: Host) -> Collection[str]:
+    return unfit(lambda field: bool(getattr(host, field, None)), is_shared=host.max_load_policy == "share")
+
+
+def _lines(options: Mapping[str, Option], of: Settings | Host, hidden: Container[str]) -> Iterator[str]:
     for name, option in options.items():
+        if option.field in hidden:
+            continue
         value = getattr(of, option.field)
         if value is None or value == option.default == ():
             if name in _UNSET:

@@ -8,16 +8,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn, get_args
 
 from wstunnel.config import toml
+from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.names import nearest
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option, OptionError, shown
-from wstunnel.config.rules import Draft, Place, Problems, Settled, settle
+from wstunnel.config.rules import Settled, settle
 from wstunnel.errors import ConfigError
-from wstunnel.settings import OptionGroup
+from wstunnel.settings import OptionGroup, Settings
 
-__all__ = ["flag_parser", "settings_of"]
+__all__ = ["COMMANDS", "asked_of_running", "flag_parser", "settings_of"]
+
+COMMANDS = ("check", "status", "reload", "drain", "stop")
+"""What may stand before the flags; all but `check` speak to a wstunnel that runs."""
 
 _USAGE = """wstunnel [flags]          run until SIGINT or SIGTERM
-       wstunnel check [flags]    print the effective settings, or all that is wrong with them"""
+       wstunnel check [flags]    print the effective settings, or all that is wrong with them
+
+   of the one that runs, found by the same flags, by --control or by -f:
+       wstunnel status [--json] [--watch] [flags]
+                                 what its workers, backends and tunnels are doing
+       wstunnel reload [flags]   read the configuration again; tunnels stay
+       wstunnel drain [flags]    take no more clients, and end when the last tunnel has
+       wstunnel stop [flags]     end now; tunnels get drain-timeout seconds"""
+
+_STATUS = "status"
+_STATUS_FLAGS = ("--json", "--watch")
+_FINDING = ("listen", "control")
+"""What tells one wstunnel that runs from another."""
+
+_NOTHING_TO_SERVE = "give --bin-path, --socket, --port, --stdio, --document-root or -f; --help has examples"
 
 _DESCRIPTION = """\
 A WebSocket tunnel: browsers and other WebSocket clients reach programs that read and write plain bytes."""
@@ -51,10 +69,11 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError((message.removeprefix("argument "),))
 
 
-def flag_parser() -> argparse.ArgumentParser:
+def flag_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of every flag; values stay the words that were written, in the order they were written.
 
-    Its errors are ConfigErrors. `check`, the one command, is not among its arguments.
+    in      command   one of COMMANDS, which is not among the arguments; with `status` they may hold `json`, `watch`
+    Its errors are ConfigErrors.
     """
     parser = _Parser(
         prog="wstunnel",
@@ -84,6 +103,10 @@ def flag_parser() -> argparse.ArgumentParser:
     other = parser.add_argument_group("other")
     other.add_argument("-h", "--help", action="store_true", help="print this and exit")
     other.add_argument("--version", action="store_true", help="print the version and exit")
+    if command == _STATUS:
+        status = parser.add_argument_group(_STATUS)
+        status.add_argument("--json", action="store_true", help="for machines: one line of JSON")
+        status.add_argument("--watch", action="store_true", help="again and again, until Ctrl-C")
     return parser
 
 
@@ -113,8 +136,25 @@ def settings_of(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Sett
             problems.add(Place(0, ", ".join(route_flags)), f"cannot stand beside -f; routes are in {files[0]}")
         return _with_file(files[0], server, problems)
     if not route_flags and not server.has("document_root"):
-        problems.add(Place(0, "nothing to serve"), "give --socket, --port, --document-root or -f; --help has examples")
+        problems.add(Place(0, "nothing to serve"), _NOTHING_TO_SERVE)
     return settle([server], [route] if route_flags else [], problems)
+
+
+def asked_of_running(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Settings:
+    """What tells which running wstunnel a command is for: its listeners and its control socket.
+
+    in      as for `settings_of`; the same flags that it was started with will do, and a file may have become unusable
+    raises  ConfigError when the flags cannot be read, or the file is missing or no TOML
+    """
+    problems = Problems()
+    for place, text in _strange(strangers):
+        problems.add(Place(0, place), text)
+    flags = _draft(
+        said, {name: option for name, option in SERVER_OPTIONS.items() if option.field in _FINDING}, problems
+    )
+    files: list[str] = said.file or []
+    drafts = [toml.read_top(path, _FINDING, problems) for path in files[:1]]
+    return settle([*drafts, flags], [], problems).settings
 
 
 def _with_file(path: str, server: Draft, problems: Problems) -> Settled:
@@ -164,9 +204,11 @@ def _strange(words: Sequence[str]) -> Iterator[tuple[str, str]]:
         name = word.partition("=")[0]
         if name in in_file_only:
             yield name, "stands in a [[route]] of a file (-f) only"
+        elif name in _STATUS_FLAGS:
+            yield name, f"goes with the {_STATUS} command only, which comes first"
         elif word.startswith("-"):
             meant = nearest(name, known)
             yield shown(name)[1:-1], "unknown flag" if meant is None else f"unknown flag; did you mean {meant}?"
         elif not before.startswith("--") or "=" in before:
-            yield shown(word), "unexpected; the one command, check, comes first"
+            yield shown(word), f"unexpected; a command ({', '.join(COMMANDS)}) comes first"
         before = word

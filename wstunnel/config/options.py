@@ -13,18 +13,21 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args
 from urllib.parse import unquote
 
 from wstunnel.errors import safe
-from wstunnel.limits import LogLimits, OptionLimits, SpawnLimits
+from wstunnel.limits import LogLimits, MasterLimits, OptionLimits, SpawnLimits
 from wstunnel.proto.origin import OriginPolicy
 from wstunnel.settings import (
     Address,
+    Balance,
     FrameType,
-    GatewayName,
+    Host,
+    LoadPolicy,
     LogFormat,
     LogLevel,
     OptionGroup,
@@ -34,11 +37,25 @@ from wstunnel.settings import (
     UnixAddress,
 )
 
-__all__ = ["ROUTE_OPTIONS", "SERVER_OPTIONS", "Kind", "Option", "OptionError", "shown", "toml_string"]
+__all__ = [
+    "HOST_OPTIONS",
+    "ROUTE_OPTIONS",
+    "SERVER_OPTIONS",
+    "Kind",
+    "Option",
+    "OptionError",
+    "shown",
+    "toml_string",
+]
 
 _MAX_PORT = 65535
 _SHOWN_CHARS = LogLimits().path_chars
 _SHOWN_BITS = 64
+_VARIABLE = "[A-Za-z_][A-Za-z0-9_]*"
+_NOT_ENDING = frozenset(
+    (signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT, signal.SIGCHLD, signal.SIGURG)
+)
+"""Signals that no program takes for a request to end."""
 
 
 class OptionError(ValueError):
@@ -94,10 +111,8 @@ class _Word:
             raise OptionError(f"needs {self.needs}, got {shown(text)}")
         if "\0" in text or (not self.may_hold_controls and any(ord(char) < 0x20 or char == "\x7f" for char in text)):
             raise OptionError(f"needs {self.needs}, got a control character in {shown(text)}")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise OptionError(f"needs {self.needs}, got {shown(text)}, which is not UTF-8") from None
+        if not _is_utf8(text):
+            raise OptionError(f"needs {self.needs}, got {shown(text)}, which is not UTF-8")
         return self.parse(text)
 
     def from_toml(self, value: object) -> Any:
@@ -111,14 +126,18 @@ class _Word:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """One of a few words."""
+    """One of a few words; `older` ones mean the same as one of them."""
 
     words: tuple[str, ...]
+    older: tuple[tuple[str, str], ...] = ()
 
     def from_text(self, text: str) -> str:
         return self.from_toml(text)
 
     def from_toml(self, value: object) -> str:
+        for word, meant in self.older:
+            if value == word:
+                return meant
         if not isinstance(value, str) or value not in self.words:
             raise OptionError(f"needs {' or '.join(self.words)}, got {shown(value)}")
         return value
@@ -150,6 +169,139 @@ class _Whole:
 
     def _refusal(self, value: object) -> OptionError:
         return OptionError(f"needs a whole number from {self.lowest} to {self.highest}, got {shown(value)}")
+
+
+@dataclass(frozen=True, slots=True)
+class _WholeOr:
+    """A whole number, or the one word that stands for a number that is found out later."""
+
+    word: str
+    number: _Whole
+
+    def from_text(self, text: str) -> int | str:
+        return self.word if text == self.word else self._or_refusal(self.number.from_text, text)
+
+    def from_toml(self, value: object) -> int | str:
+        return self.word if value == self.word else self._or_refusal(self.number.from_toml, value)
+
+    def to_toml(self, value: int | str) -> str:
+        return toml_string(value) if isinstance(value, str) else self.number.to_toml(value)
+
+    def _or_refusal(self, read: Callable[[Any], int], value: object) -> int:
+        try:
+            return read(value)
+        except OptionError:
+            raise OptionError(
+                f"needs {self.word} or a whole number from {self.number.lowest} to {self.number.highest}, "
+                f"got {shown(value)}"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """true or false."""
+
+    def from_text(self, text: str) -> bool:
+        if text not in {"true", "false"}:
+            raise OptionError(f"needs true or false, got {shown(text)}")
+        return text == "true"
+
+    def from_toml(self, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise OptionError(f"needs true or false, without quotation marks, got {shown(value)}")
+        return value
+
+    def to_toml(self, value: bool) -> str:
+        return shown(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Signal:
+    """A signal that may ask a process to end: SIGTERM, TERM or 15."""
+
+    def from_text(self, text: str) -> signal.Signals:
+        if re.fullmatch("[0-9]{1,3}", text):
+            return self._numbered(int(text), text)
+        name = text.upper()
+        found = signal.Signals.__members__.get(name if name.startswith("SIG") else f"SIG{name}")
+        return self._numbered(found, text)
+
+    def from_toml(self, value: object) -> signal.Signals:
+        if isinstance(value, str):
+            return self.from_text(value)
+        return self._numbered(value, value)
+
+    def to_toml(self, value: signal.Signals) -> str:
+        return toml_string(value.name)
+
+    def _numbered(self, number: object, written: object) -> signal.Signals:
+        try:
+            found = signal.Signals(number if isinstance(number, int) and not isinstance(number, bool) else 0)
+        except ValueError:
+            raise OptionError(
+                f"needs the name or the number of a signal, such as SIGTERM, got {shown(written)}"
+            ) from None
+        if found in _NOT_ENDING:
+            raise OptionError(f"{shown(written)} does not ask a process to end; SIGTERM, SIGINT, SIGQUIT and others do")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Environment:
+    """Variables and their values: NAME=VALUE,NAME=VALUE on the command line, a table in a file.
+
+    A comma begins another variable only where NAME= follows, so that values may hold commas.
+    """
+
+    def from_text(self, text: str) -> tuple[tuple[str, str], ...]:
+        pairs: dict[str, object] = {}
+        for pair in re.split(f",(?={_VARIABLE}=)", text):
+            name, equals, value = pair.partition("=")
+            if not equals:
+                raise OptionError(f"needs NAME=VALUE, with commas between several, got {shown(pair)}")
+            if name in pairs:
+                raise OptionError(f"{shown(name)} stands there twice")
+            pairs[name] = value
+        return self.from_toml(pairs)
+
+    def from_toml(self, value: object) -> tuple[tuple[str, str], ...]:
+        if not isinstance(value, dict):
+            raise OptionError(f'needs a table such as {{ LANG = "C.UTF-8" }}, got {shown(value)}')
+        problems = [why for name, held in value.items() for why in self._why_not(name, held)]
+        if problems:
+            raise OptionError("; ".join(problems))
+        return tuple(value.items())
+
+    def to_toml(self, value: tuple[tuple[str, str], ...]) -> str:
+        return f"{{ {', '.join(f'{name} = {toml_string(held)}' for name, held in value)} }}" if value else "{}"
+
+    def _why_not(self, name: str, value: object) -> Iterator[str]:
+        if not re.fullmatch(_VARIABLE, name):
+            yield _not_a_variable(name)
+        if not isinstance(value, str):
+            yield f'the value of {name} needs quotation marks, as in "1", got {shown(value)}'
+        elif "\0" in value:
+            yield f"the value of {name} holds a NUL: {shown(value)}"
+        elif not _is_utf8(value):
+            yield f"the value of {name} is not UTF-8: {shown(value)}"
+
+
+def _not_a_variable(name: str) -> str:
+    return f"the name of a variable has letters, digits and _ and begins with no digit, got {shown(name)}"
+
+
+def _variable(text: str) -> str:
+    if not re.fullmatch(_VARIABLE, text):
+        raise OptionError(_not_a_variable(text))
+    return text
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,58 +458,97 @@ class Option:
     kind: Kind = dataclasses.field(repr=False)
 
 
-def _choice(alias: Any) -> _Choice:
-    return _Choice(get_args(alias))
+def _choice(alias: Any, **older: str) -> _Choice:
+    return _Choice(get_args(alias), tuple(older.items()))
 
 
-def _options(of: type[Settings] | type[Route], kinds: dict[str, Kind]) -> dict[str, Option]:
-    """The options of a settings class by name, in the order of its fields."""
-    options = {}
+def _options(of: type[Settings | Host], kinds: dict[str, Kind]) -> dict[str, Option]:
+    """The options of a settings class by name: by group, and in each the class's own before those it inherits."""
+    options = []
     for each in dataclasses.fields(of):
         about = each.metadata
         if "group" in about:
             kind = kinds[each.name]
-            options[about["name"]] = Option(
-                each.name,
-                about["name"],
-                about["metavar"],
-                about["group"],
-                about["help"],
-                about["flag"],
-                each.default,
-                kind,
+            options.append(
+                Option(
+                    each.name,
+                    about["name"],
+                    about["metavar"],
+                    about["group"],
+                    about["help"],
+                    about["flag"],
+                    each.default,
+                    kind,
+                )
             )
-    return options
+    groups = get_args(OptionGroup)
+    options.sort(key=lambda option: (groups.index(option.group), option.field not in of.__annotations__))
+    return {option.name: option for option in options}
 
 
-_bounds = OptionLimits()
+_bounds, _spawn_bounds = OptionLimits(), SpawnLimits()
 _text_path = _Word("a path", str)
 _seconds = _Seconds(_bounds.max_seconds)
 _some_seconds = _Seconds(_bounds.max_seconds, may_be_zero=False)
+_switch = _Switch()
+_program = _Word("a program and its arguments", _command, shlex.join, may_hold_controls=True)
 
 SERVER_OPTIONS: dict[str, Option] = _options(
     Settings,
     {
         "listen": _Words(_Word("an address", _address), '["127.0.0.1:8081"]'),
         "max_connections": _Whole(1, _bounds.max_connections),
+        "workers": _WholeOr("auto", _Whole(1, MasterLimits().max_workers)),
+        "user": _Word("the name of a user", str),
+        "group": _Word("the name of a group", str),
+        "control": _text_path,
+        "drain_timeout_s": _seconds,
+        "reload_timeout_s": _seconds,
+        "kill_timeout_s": _seconds,
         "document_root": _Word("a folder", str),
+        "allow_unsafe_places": _switch,
         "log_level": _choice(LogLevel),
         "log_format": _choice(LogFormat),
+        "log_file": _text_path,
     },
 )
 """What stands at the top of a file."""
 
+_HOST_KINDS: dict[str, Kind] = {
+    "socket": _text_path,
+    "host": _Word("an address or a host name", _host),
+    "port": _Whole(1, _MAX_PORT),
+    "bin_path": _program,
+    "max_procs": _Whole(1, _spawn_bounds.max_procs),
+    "min_procs": _Whole(0, _spawn_bounds.max_procs),
+    "max_load_per_proc": _Whole(1, _bounds.max_connections),
+    "max_load_policy": _choice(LoadPolicy),
+    "idle_timeout_s": _seconds,
+    "bin_environment": _Environment(),
+    "bin_copy_environment": _Words(
+        _Word("the name of a variable", _variable), '["LANG", "TZ"]', instead="; leave it out to copy none"
+    ),
+    "listen_backlog": _Whole(1, _bounds.max_backlog),
+    "kill_signal": _Signal(),
+    "disable_time_s": _seconds,
+    "connect_timeout_s": _some_seconds,
+    "read_timeout_s": _seconds,
+    "write_timeout_s": _seconds,
+    "tcp_fin_propagate": _switch,
+}
+
+HOST_OPTIONS: dict[str, Option] = _options(Host, _HOST_KINDS)
+"""What stands in a [[route.hosts]], or in the [[route]] itself where that is the only host."""
+
 ROUTE_OPTIONS: dict[str, Option] = _options(
     Route,
     {
+        **_HOST_KINDS,
         "path": _Word("a URL path", _url_path),
         "suffix": _Word("the end of a URL path", _url_part),
-        "gateway": _choice(GatewayName),
-        "socket": _text_path,
-        "host": _Word("an address or a host name", _host),
-        "port": _Whole(1, _MAX_PORT),
-        "bin_path": _Word("a program and its arguments", _command, shlex.join, may_hold_controls=True),
-        "max_procs": _Whole(1, SpawnLimits().max_procs),
+        "stdio": _program,
+        "max_forks": _Whole(1, _bounds.max_connections),
+        "balance": _choice(Balance, fair="least-connection"),  # lighttpd's older word
         "frame_type": _choice(FrameType),
         "origins": _Words(
             _Word("an origin", _origin),
@@ -370,7 +561,6 @@ ROUTE_OPTIONS: dict[str, Option] = _options(
         "max_read_idle_s": _seconds,
         "max_write_idle_s": _seconds,
         "close_timeout_s": _seconds,
-        "connect_timeout_s": _some_seconds,
     },
 )
 """What stands in a [[route]]."""

@@ -2,67 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+import grp
 import os
+import pwd
 import shutil
 import stat
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from wstunnel.config.options import shown
-from wstunnel.errors import ConfigError
-from wstunnel.settings import Address, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.config import runtime
+from wstunnel.config.drafts import Draft, Place, Problems
+from wstunnel.config.fitting import HOST_FIELDS, unfit
+from wstunnel.config.options import HOST_OPTIONS, shown
+from wstunnel.config.places import Danger, program_danger, socket_danger
+from wstunnel.settings import Address, Host, Route, Settings, TcpAddress, UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES
-from wstunnel.supervise.pool import slot_addresses
 from wstunnel.supervise.spawn import CHILD_PATH
 
-__all__ = ["Draft", "Place", "Problems", "Settled", "settle"]
+__all__ = ["Settled", "settle"]
 
 _MAX_PORT = 65535
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Where an operator wrote something: a line (0: none) to sort by, and the words for it."""
-
-    line: int
-    text: str
-
-
-class Problems:
-    """Everything that is wrong, each with its place, in the order of the file."""
-
-    def __init__(self) -> None:
-        self._found: list[tuple[Place, str]] = []
-
-    def add(self, place: Place, text: str) -> None:
-        self._found.append((place, text))
-
-    def raise_any(self) -> None:
-        """Raise one ConfigError with all of them, if there are any."""
-        if self._found:
-            found = sorted(self._found, key=lambda entry: entry[0].line)
-            raise ConfigError(tuple(f"{place.text}: {text}" for place, text in found))
-
-
-@dataclass(slots=True)
-class Draft:
-    """What one table, or the command line, says: values that were read, not yet held against each other.
-
-    where     the place of an option, or of the whole with None
-    base      the folder that relative paths start from
-    values    by the field that they fill
-    refused   fields that were written, but whose value could not be read
-    """
-
-    where: Callable[[str | None], Place]
-    base: str
-    values: dict[str, Any] = field(default_factory=dict)
-    refused: set[str] = field(default_factory=set)
-
-    def has(self, name: str) -> bool:
-        """Was the option written, soundly or not?"""
-        return name in self.values or name in self.refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +35,21 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
+class _Backend:
+    """A host with the draft that says where each of its options stands, and its name in a text."""
+
+    host: Host
+    draft: Draft
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Named:
-    """A route with the draft that says where each of its options stands."""
+    """A route with the draft that says where each of its options stands; no backends where it is of stdio."""
 
     route: Route
     draft: Draft
+    backends: tuple[_Backend, ...]
 
 
 def settle(servers: Iterable[Draft], routes: Iterable[Draft], problems: Problems) -> Settled:
@@ -92,33 +63,145 @@ def settle(servers: Iterable[Draft], routes: Iterable[Draft], problems: Problems
         _make_absolute(draft, problems)
         values.update(draft.values)
         places.update(dict.fromkeys(draft.values, draft))
-    named = [_settle_route(draft, problems) for draft in routes]
-    settings = Settings(**values, routes=tuple(each.route for each in named))
-    if "listen" in places:
-        _check_listeners(settings.listen, places["listen"].where("listen"), problems)
+    server = Settings(**values)
+    sockets = _DefaultSockets(server.listen[0])
+    named = [_settle_route(draft, number, sockets, problems) for number, draft in enumerate(routes, 1)]
+    settings = dataclasses.replace(server, routes=tuple(each.route for each in named))
+    where = {field: draft.where(field) for field, draft in places.items()}
+    trusted = _check_identity(settings, where, problems)
+    _check_server_sockets(settings, where, problems)
     _check_endpoints(settings, named, problems)
+    if not settings.allow_unsafe_places:
+        _check_places(settings, where, named, trusted, problems)
     problems.raise_any()
-    return Settled(settings, (*_unreachable(named), *_misplaced_arguments(named)))
+    _warn_of_unreachable(named, problems)
+    _warn_of_misplaced_arguments(named, problems)
+    return Settled(settings, problems.warnings)
 
 
-def _settle_route(draft: Draft, problems: Problems) -> _Named:
-    _make_absolute(draft, problems)
+def _settle_route(draft: Draft, number: int, sockets: _DefaultSockets, problems: Problems) -> _Named:
     values = draft.values
     if draft.has("suffix"):
         if draft.has("path"):
             problems.add(draft.where("suffix"), "a route has a path or a suffix, not both")
         values["path"] = None
+    if draft.hosts is not None:
+        return _settle_hosts(draft, draft.hosts, number, sockets, problems)
+    _settle_host(draft, sockets, (values.get("path", "/"), values.get("suffix")), problems)
+    route = Route(**values)
+    return _Named(
+        route, draft, () if draft.has("stdio") else (_Backend(route, draft, f"the backend of route {number}"),)
+    )
+
+
+def _settle_hosts(
+    draft: Draft, hosts: list[Draft], number: int, sockets: _DefaultSockets, problems: Problems
+) -> _Named:
+    """A route of several hosts, which has no host options of its own."""
+    values = draft.values
+    if draft.has("stdio"):
+        problems.add(draft.where("stdio"), f"cannot stand beside {draft.where('hosts').text}")
+    elif draft.has("max_forks"):
+        problems.add(draft.where("max_forks"), "needs a stdio")
+    for field in sorted(HOST_FIELDS):
+        if draft.has(field):
+            first = hosts[0].where(None).text if hosts else draft.where("hosts").text
+            problems.add(
+                draft.where(field), f"cannot stand beside {first}; write it into each [[route.hosts]] that it is for"
+            )
+    if not hosts:
+        problems.add(draft.where("hosts"), "needs at least one [[route.hosts]]")
+    if len(hosts) == 1:
+        _warn_of_balance(draft, problems)
+    where = (values.get("path", "/"), values.get("suffix"))
+    for each in hosts:
+        _settle_host(each, sockets, where, problems)
+    backends = tuple(
+        _Backend(Host(**each.values), each, f"host {index} of route {number}") for index, each in enumerate(hosts, 1)
+    )
+    own = {field: value for field, value in values.items() if field not in HOST_FIELDS}
+    return _Named(Route(**own, hosts=tuple(backend.host for backend in backends)), draft, backends)
+
+
+def _warn_of_balance(draft: Draft, problems: Problems) -> None:
+    if draft.has("balance"):
+        problems.warn(draft.where("balance"), "without effect: there is one host; several stand as [[route.hosts]]")
+
+
+def _settle_host(draft: Draft, sockets: _DefaultSockets, route: tuple[object, ...], problems: Problems) -> None:
+    """Make the values of a host, or of a route that is its own one, those of a `Host`."""
+    _make_absolute(draft, problems)
+    values = draft.values
+    is_shared = not draft.has("max_load_policy") or values.get("max_load_policy") == "share"
+    for field, why in unfit(draft.has, is_shared=is_shared).items():
+        if draft.has(field):
+            problems.add(draft.where(field), why)
+    if draft.has("stdio"):
+        return
+    _warn_of_balance(draft, problems)
     if draft.has("port") and not draft.has("host"):
         values["host"] = "127.0.0.1"
     elif draft.has("host") and not draft.has("port"):
         problems.add(draft.where("host"), "needs a port beside it")
     if draft.has("socket") and (draft.has("port") or draft.has("host")):
-        problems.add(draft.where("socket"), "a route has a socket or a host and port, not both")
-    elif not (draft.has("socket") or draft.has("port") or draft.has("host")):
-        problems.add(draft.where(None), "has no backend: it takes a socket, or a port (and a host)")
-    if values.get("max_procs", 1) > 1 and not draft.has("bin_path"):
-        problems.add(draft.where("max_procs"), "needs a bin-path: only programs that are spawned here are counted")
-    return _Named(Route(**values), draft)
+        problems.add(draft.where("socket"), "a backend has a socket or a host and port, not both")
+    elif not any(map(draft.has, ("socket", "port", "host", "bin_path"))):
+        problems.add(draft.where(None), "has no backend: it takes a socket, a port (and a host), a bin-path or a stdio")
+    elif "bin_path" in values and not any(map(draft.has, ("socket", "port", "host"))):
+        values["socket"] = sockets.take(values["bin_path"], route)
+    most, least = values.get("max_procs", 1), values.get("min_procs")
+    if least is not None and least > most and "max_procs" not in draft.refused:
+        given = "" if "max_procs" in values else ", which is 1 unless it is given"
+        problems.add(draft.where("min_procs"), f"{least} is more than max-procs{given or f', {most}'}")
+    if "max_load_per_proc" in values and draft.has("bin_path") and is_shared and least in {None, most}:
+        problems.warn(
+            draft.where("max_load_per_proc"),
+            f"without effect: all {most} processes run from the start, and share what is more; give min-procs for "
+            "processes that come and go, or a max-load-policy of queue or refuse for a limit that is kept",
+        )
+
+
+class _DefaultSockets:
+    """Sockets in the runtime folder for programs that were given none: the same ones whenever the same is written."""
+
+    def __init__(self, listener: Address) -> None:
+        # Another wstunnel of the same user has another listener; at port 0 the process itself tells them apart.
+        is_any = isinstance(listener, TcpAddress) and listener.port == 0
+        self._mine = (str(listener), os.getpid() if is_any else 0)
+        self._taken: set[str] = set()
+
+    def take(self, argv: tuple[str, ...], route: tuple[object, ...]) -> str:
+        number = 0
+        while (path := runtime.backend_socket(argv[0], (*self._mine, argv, route, number))) in self._taken:
+            number += 1
+        self._taken.add(path)
+        return path
+
+
+# --- who we are
+
+
+def _check_identity(settings: Settings, where: dict[str, Place], problems: Problems) -> frozenset[int]:
+    """The users whose files are as good as ours."""
+    trusted = {0, os.geteuid()}
+    if settings.user is not None:
+        try:
+            uid = pwd.getpwnam(settings.user).pw_uid
+        except KeyError:
+            problems.add(where["user"], f"there is no user {shown(settings.user)} on this machine")
+        else:
+            trusted.add(uid)
+            if os.geteuid() not in {0, uid}:
+                problems.add(where["user"], "only root may become another user: start as root, or leave it out")
+    if settings.group is not None:
+        try:
+            gid = grp.getgrnam(settings.group).gr_gid
+        except KeyError:
+            problems.add(where["group"], f"there is no group {shown(settings.group)} on this machine")
+        else:
+            if os.geteuid() != 0 and gid != os.getegid():
+                problems.add(where["group"], "only root may take another group: start as root, or leave it out")
+    return frozenset(trusted)
 
 
 # --- files
@@ -137,22 +220,38 @@ def _make_absolute(draft: Draft, problems: Problems) -> None:
         )
     if "socket" in values:
         values["socket"] = absolute(values["socket"])
+    for field in ("control", "log_file"):
+        if field in values:
+            values[field] = absolute(values[field])
+    if "log_file" in values:
+        folder = os.path.dirname(values["log_file"])
+        if os.path.isdir(values["log_file"]):
+            problems.add(draft.where("log_file"), f"{shown(values['log_file'])} is a folder; name a file in it")
+        elif not os.path.isdir(folder):
+            problems.add(draft.where("log_file"), f"the folder {shown(folder)} does not exist; create it")
     if "document_root" in values:
         root = values["document_root"] = absolute(values["document_root"])
         if not os.path.isdir(root):
             problems.add(draft.where("document_root"), f"{shown(root)} is not a folder")
         elif not os.access(root, os.R_OK | os.X_OK):
             problems.add(draft.where("document_root"), f"{shown(root)} may not be read by this user")
-    if "bin_path" in values:
-        program, *arguments = values["bin_path"]
-        if "/" in program:
-            found: str | None = absolute(program)
-        else:
-            found = shutil.which(program, path=CHILD_PATH)
-        trouble = _why_not_a_program(program, found)
-        if trouble:
-            problems.add(draft.where("bin_path"), trouble)
-        values["bin_path"] = (found or program, *arguments)
+    for field in ("bin_path", "stdio"):
+        if field in values:
+            values[field] = _found_program(values[field], field, draft, problems)
+
+
+def _found_program(argv: tuple[str, ...], field: str, draft: Draft, problems: Problems) -> tuple[str, ...]:
+    program, *arguments = argv
+    if "/" in program:
+        found: str | None = os.path.abspath(os.path.join(draft.base, program))
+    else:
+        found = shutil.which(program, path=CHILD_PATH)
+    trouble = _why_not_a_program(program, found)
+    if trouble is not None and field == "bin_path" and draft.values.get("min_procs") == 0:
+        problems.warn(draft.where(field), f"{trouble}; with min-procs = 0 its clients get 503 until it can be started")
+    elif trouble is not None:
+        problems.add(draft.where(field), trouble)
+    return (found or program, *arguments)
 
 
 def _why_not_a_program(program: str, found: str | None) -> str | None:
@@ -175,41 +274,76 @@ def _why_not_a_program(program: str, found: str | None) -> str | None:
 # --- addresses
 
 
-def _check_listeners(listen: tuple[Address, ...], place: Place, problems: Problems) -> None:
+def _check_server_sockets(settings: Settings, where: dict[str, Place], problems: Problems) -> None:
+    """Listeners are there once each, and the control socket is none of them."""
     seen: set[Address] = set()
-    for address in listen:
+    for address in settings.listen if "listen" in where else ():
         if address in seen and not (isinstance(address, TcpAddress) and address.port == 0):
-            problems.add(place, f"{shown(str(address))} stands there twice")
+            problems.add(where["listen"], f"{shown(str(address))} stands there twice")
         seen.add(address)
         if isinstance(address, UnixAddress):
-            _check_socket_path(address.path, place, problems)
+            _check_socket_path(address.path, where["listen"], problems)
+    if settings.control is not None:
+        _check_socket_path(settings.control, where["control"], problems)
+        if UnixAddress(settings.control) in settings.listen:
+            problems.add(where["control"], f"{shown(settings.control)} belongs to a listener")
+
+
+_DECIDING = (
+    "socket",
+    "port",
+    "bin_path",
+    "max_procs",
+    "min_procs",
+    "idle_timeout_s",
+    "bin_environment",
+    "bin_copy_environment",
+    "listen_backlog",
+    "kill_signal",
+)
+"""What decides about the processes behind an address: two routes share them if all of it is the same."""
 
 
 def _check_endpoints(settings: Settings, named: list[_Named], problems: Problems) -> None:
-    """No address is bound twice: not by two routes, and not by a route and a listener."""
+    """No address is bound twice, by a listener or by a program, unless the programs are one and the same."""
     owners: dict[Address, str] = dict.fromkeys(settings.listen, "a listener")
-    for number, (route, draft) in enumerate(((each.route, each.draft) for each in named), 1):
-        option = "socket" if route.socket is not None else "port"
-        place = draft.where(option)
-        if route.port is not None and route.bin_path and route.port + route.max_procs - 1 > _MAX_PORT:
-            problems.add(place, f"{route.max_procs} processes from port {route.port} on would go past {_MAX_PORT}")
-        for address in _addresses(route):
+    if settings.control is not None:
+        owners[UnixAddress(settings.control)] = "the control socket"
+    spawned: dict[Address, Host] = {}
+    for host, draft, name in ((each.host, each.draft, each.name) for route in named for each in route.backends):
+        place = draft.where(_address_field(draft))
+        if host.port is not None and host.bin_path and host.port + host.max_procs - 1 > _MAX_PORT:
+            problems.add(place, f"{host.max_procs} processes from port {host.port} on would go past {_MAX_PORT}")
+            continue
+        for address in host.addresses:
             if isinstance(address, UnixAddress) and not _check_socket_path(address.path, place, problems):
                 break
-            owner = owners.get(address)
-            if owner is not None and (route.bin_path or owner == "a listener"):
-                problems.add(place, f"{shown(str(address))} belongs to {owner}")
+            owner, other = owners.get(address), spawned.get(address)
+            differing = [] if other is None else _differences(host, other)
+            if owner is not None and (other is None or (host.bin_path and differing)):
+                apart = f", which differs in {', '.join(differing)}" if differing else ""
+                problems.add(place, f"{shown(str(address))} belongs to {owner}{apart}")
                 break
-            if route.bin_path:
-                owners[address] = f"the backend of route {number}"
+            if host.bin_path:
+                owners.setdefault(address, name)
+                spawned[address] = host
 
 
-def _addresses(route: Route) -> tuple[Address, ...]:
-    """Where the backends of a route listen; nothing where that cannot be told, which is a problem of its own."""
-    try:
-        return slot_addresses(route)
-    except ConfigError:
-        return ()
+def _address_field(draft: Draft) -> str:
+    return next((field for field in ("socket", "port") if draft.has(field)), "bin_path")
+
+
+def _differences(host: Host, other: Host) -> list[str]:
+    """Names of the options that keep two hosts at one address from being one and the same pool of processes."""
+    names = {option.field: option.name for option in HOST_OPTIONS.values()}
+    return [names[field] for field in _DECIDING if _decided(host, field) != _decided(other, field)]
+
+
+def _decided(host: Host, field: str) -> object:
+    if field == "min_procs" and host.min_procs is None:
+        return host.max_procs
+    value = getattr(host, field)
+    return frozenset(value) if "environment" in field else value
 
 
 def _check_socket_path(path: str, place: Place, problems: Problems) -> bool:
@@ -220,20 +354,46 @@ def _check_socket_path(path: str, place: Place, problems: Problems) -> bool:
     return True
 
 
+# --- places
+
+
+def _check_places(
+    settings: Settings, where: dict[str, Place], named: list[_Named], trusted: frozenset[int], problems: Problems
+) -> None:
+    """Other users can put theirs in the place of no program and no socket of ours."""
+
+    def look(place: Place, danger: Danger | None) -> None:
+        if danger is not None:
+            (problems.add if danger.is_refused else problems.warn)(place, danger.text)
+
+    for address in settings.listen:
+        if isinstance(address, UnixAddress):
+            look(where["listen"], socket_danger(address.path, trusted))
+    if settings.control is not None:
+        look(where["control"], socket_danger(settings.control, trusted))
+    for each in named:
+        if each.route.stdio:
+            look(each.draft.where("stdio"), program_danger(each.route.stdio[0], trusted))
+        for backend in each.backends:
+            host, draft = backend.host, backend.draft
+            if host.bin_path and os.path.exists(host.bin_path[0]):
+                look(draft.where("bin_path"), program_danger(host.bin_path[0], trusted))
+            if host.bin_path and host.socket is not None:
+                look(draft.where(_address_field(draft)), socket_danger(f"{host.socket}-0", trusted))
+
+
 # --- warnings
 
 
-def _unreachable(named: list[_Named]) -> list[str]:
+def _warn_of_unreachable(named: list[_Named], problems: Problems) -> None:
     """Routes that an earlier one keeps every request from."""
-    warnings = []
     for number, later in enumerate(named):
         for earlier in named[:number]:
             if _swallows(earlier.route, later.route):
                 what = "path" if later.route.path is not None else "suffix"
                 place = earlier.draft.where(None).text
-                warnings.append(f"{later.draft.where(what).text}: never reached, {place} takes all its requests")
+                problems.warn(later.draft.where(what), f"never reached, {place} takes all its requests")
                 break
-    return warnings
 
 
 def _swallows(earlier: Route, later: Route) -> bool:
@@ -244,18 +404,25 @@ def _swallows(earlier: Route, later: Route) -> bool:
     return later.suffix is not None and earlier.suffix is not None and later.suffix.endswith(earlier.suffix)
 
 
-def _misplaced_arguments(named: list[_Named]) -> list[str]:
+def _warn_of_misplaced_arguments(named: list[_Named], problems: Problems) -> None:
     """Arguments that name a file here, but will be read by a program that runs in its own folder."""
-    warnings = []
-    for each in named:
-        program, *arguments = each.route.bin_path or ("",)
+    for argv, draft, field in (command for each in named for command in _commands(each)):
+        program, *arguments = argv
         folder = os.path.dirname(program)
         for argument in arguments:
-            here = os.path.join(each.draft.base, argument)
+            here = os.path.join(draft.base, argument)
             if os.path.isfile(here) and not os.path.exists(os.path.join(folder, argument)):
-                place = each.draft.where("bin_path").text
-                warnings.append(
-                    f"{place}: {shown(argument)} is not in {folder}, where the program runs; "
-                    f"write {shown(os.path.abspath(here))} if it names a file"
+                problems.warn(
+                    draft.where(field),
+                    f"{shown(argument)} is not in {folder}, where the program runs; "
+                    f"write {shown(os.path.abspath(here))} if it names a file",
                 )
-    return warnings
+
+
+def _commands(named: _Named) -> Iterator[tuple[tuple[str, ...], Draft, str]]:
+    """The program of each host, or that of the tunnels, with its arguments and where it is written."""
+    if named.route.stdio:
+        yield named.route.stdio, named.draft, "stdio"
+    for each in named.backends:
+        if each.host.bin_path:
+            yield each.host.bin_path, each.draft, "bin_path"

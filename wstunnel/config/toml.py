@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.lines import KeyPath, key_lines
 from wstunnel.config.names import nearest
-from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option, OptionError, shown
-from wstunnel.config.rules import Draft, Place, Problems, Settled, settle
+from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, OptionError, shown
+from wstunnel.config.rules import Settled, settle
 from wstunnel.errors import ConfigError
 from wstunnel.limits import OptionLimits
 from wstunnel.settings import Settings
 
-__all__ = ["load", "read"]
+__all__ = ["load", "read", "read_top"]
 
-_ROUTE = "route"
+_ROUTE, _HOSTS = "route", "hosts"
+_OPTIONS = {0: SERVER_OPTIONS, 1: ROUTE_OPTIONS, 2: HOST_OPTIONS}
+"""By the depth of a table: the top of the file, a [[route]], a [[route.hosts]]."""
 
 
 def load(path: str) -> Settings:
@@ -34,13 +37,24 @@ def read(path: str, over: Draft | None = None) -> Settled:
     text = _text_of(path)
     file = _File(path, text, _tables_of(path, text))
     problems = Problems()
-    server = file.draft({name: value for name, value in file.top.items() if name != _ROUTE}, (), problems)
-    routes = [file.draft(table, (_ROUTE, str(number)), problems) for number, table in file.routes(problems)]
+    server = file.server(problems)
+    routes = [file.route(table, (_ROUTE, str(number)), problems) for number, table in file.routes(problems)]
     if file.top.get(_ROUTE, []) == [] and not any(
         draft.has("document_root") for draft in (server, over) if draft is not None
     ):
         problems.add(server.where(None), "nothing to serve: it takes a [[route]] or a document-root")
     return settle([server] if over is None else [server, over], routes, problems)
+
+
+def read_top(path: str, fields: Collection[str], problems: Problems) -> Draft:
+    """What the top of a file says about a few options; the rest may be wrong.
+
+    raises  ConfigError when it cannot be read or is not TOML
+    """
+    text = _text_of(path)
+    file = _File(path, text, _tables_of(path, text))
+    names = [option.name for option in SERVER_OPTIONS.values() if option.field in fields]
+    return file.draft({name: file.top[name] for name in names if name in file.top}, (), problems)
 
 
 def _text_of(path: str) -> str:
@@ -87,22 +101,41 @@ class _File:
 
     def routes(self, problems: Problems) -> list[tuple[int, dict[str, Any]]]:
         """Each [[route]] with its number, from 1."""
-        tables = self.top.get(_ROUTE, [])
-        if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-            what = "write [[route]], with double brackets" if isinstance(tables, dict) else "needs [[route]] tables"
-            problems.add(self._place((_ROUTE,)), what)
-            return []
-        return list(enumerate(tables, 1))
+        return self._tables(self.top.get(_ROUTE, []), (_ROUTE,), problems) or []
+
+    def _tables(self, value: object, at: KeyPath, problems: Problems) -> list[tuple[int, dict[str, Any]]] | None:
+        """The tables of an array, numbered from 1; None, and a problem, where it is something else."""
+        if isinstance(value, list) and all(isinstance(table, dict) for table in value):
+            return list(enumerate(value, 1))
+        name = ".".join(part for part in at if not part.isdigit())
+        is_table = isinstance(value, dict)
+        problems.add(
+            self._place(at), f"write [[{name}]], with double brackets" if is_table else f"needs [[{name}]] tables"
+        )
+        return None
+
+    def server(self, problems: Problems) -> Draft:
+        return self.draft({name: value for name, value in self.top.items() if name != _ROUTE}, (), problems)
+
+    def route(self, table: Mapping[str, Any], at: KeyPath, problems: Problems) -> Draft:
+        """The values of a [[route]], and of its hosts."""
+        draft = self.draft({name: value for name, value in table.items() if name != _HOSTS}, at, problems)
+        if _HOSTS in table:
+            tables = self._tables(table[_HOSTS], (*at, _HOSTS), problems)
+            draft.hosts = [self.draft(host, (*at, _HOSTS, str(number)), problems) for number, host in tables or ()]
+            if tables is None:
+                draft.refused.add(_HOSTS)
+        return draft
 
     def draft(self, table: Mapping[str, Any], at: KeyPath, problems: Problems) -> Draft:
         """The values of one table; what cannot be read goes to `problems`."""
-        options, others = (ROUTE_OPTIONS, SERVER_OPTIONS) if at else (SERVER_OPTIONS, ROUTE_OPTIONS)
-        names = {option.field: option.name for option in options.values()}
+        depth = len(at) // 2
+        names = {option.field: option.name for option in _OPTIONS[depth].values()} | {_HOSTS: _HOSTS}
         draft = Draft(lambda field: self._place(at if field is None else (*at, names[field])), self._base)
         for name, value in table.items():
-            option = options.get(name)
+            option = _OPTIONS[depth].get(name)
             if option is None:
-                problems.add(self._place((*at, name)), _unknown(name, options, others, in_route=bool(at)))
+                problems.add(self._place((*at, name)), _unknown(name, depth))
                 continue
             try:
                 draft.values[option.field] = option.kind.from_toml(value)
@@ -121,17 +154,33 @@ class _File:
         if not key:
             return Place(line, file)
         parts = [part if re.fullmatch("[A-Za-z0-9_-]+", part) else shown(part) for part in key]
+        if key[:1] == (_ROUTE,) and key[2:3] == (_HOSTS,) and len(key) > 3:
+            parts[2:4] = [f"{_HOSTS}[{key[3]}]"]
         if key[0] == _ROUTE and len(key) > 1:
             parts[:2] = [f"{_ROUTE}[{key[1]}]"]
         return Place(line, f"{file}: {'.'.join(parts)}")
 
 
-def _unknown(name: str, options: Mapping[str, Option], others: Mapping[str, Option], *, in_route: bool) -> str:
-    known, elsewhere = nearest(name, options), nearest(name, others)
-    if elsewhere is not None and (known is None or name in others):
-        if in_route:
-            return f"unknown here; {elsewhere} stands at the top of the file, before the first [[route]]"
-        return f"unknown here; {elsewhere} stands in a [[route]]"
-    if not in_route and nearest(name, (_ROUTE,)):
-        return "unknown; routes are written as [[route]]"
-    return "unknown" if known is None else f"unknown; did you mean {known}?"
+_WHERE = (
+    "stands at the top of the file, before the first [[route]]",
+    "stands in a [[route]]",
+    "stands in a [[route.hosts]]",
+)
+_TABLES: tuple[dict[str, str], ...] = (
+    {_ROUTE: "routes are written as [[route]]"},
+    {_HOSTS: "hosts are written as [[route.hosts]]"},
+    {},
+)
+
+
+def _unknown(name: str, depth: int) -> str:
+    """Why a name is unknown in a table of this depth, with what was meant."""
+    here = nearest(name, _OPTIONS[depth])
+    for other in (*range(depth - 1, -1, -1), *range(depth + 1, len(_OPTIONS))):
+        there = nearest(name, _OPTIONS[other])
+        if there is not None and (here is None or name in _OPTIONS[other]):
+            return f"unknown here; {there} {_WHERE[other]}"
+    for table, remedy in _TABLES[depth].items():
+        if nearest(name, (table,)):
+            return f"unknown; {remedy}"
+    return "unknown" if here is None else f"unknown; did you mean {here}?"
