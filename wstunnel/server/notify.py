@@ -41,22 +41,22 @@ class Notifier:
             if watchdog_s is not None:
                 self._alive(watchdog_s / 2)
 
-    def ready(self, status: str) -> None:
+    def ready(self, status: str = "") -> None:
         """Clients are served: after the start, and after a reload, whether it succeeded or not."""
-        self._say("READY", "READY=1", self._status(status))
+        self._say("READY", "READY=1", *self._status(status))
 
-    def reloading(self, status: str) -> None:
+    def reloading(self, status: str = "") -> None:
         """The configuration is being read again; `ready` follows."""
         moment = f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}"
-        self._say("RELOADING", "RELOADING=1", moment, self._status(status))
+        self._say("RELOADING", "RELOADING=1", moment, *self._status(status))
 
-    def stopping(self, status: str) -> None:
+    def stopping(self, status: str = "") -> None:
         """The end has begun."""
-        self._say("STOPPING", "STOPPING=1", self._status(status))
+        self._say("STOPPING", "STOPPING=1", *self._status(status))
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
-        self._say("STATUS", self._status(text))
+        self._say("STATUS", *self._status(text))
 
     def close(self) -> None:
         """Say nothing any more."""
@@ -68,9 +68,9 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _status(self, text: str) -> str:
+    def _status(self, text: str) -> list[str]:
         line = "".join(char if char.isprintable() else " " for char in text)
-        return f"STATUS={line[: self._limits.status_chars]}"
+        return [f"STATUS={line[: self._limits.status_chars]}"] if text else []
 
     def _alive(self, every_s: float) -> None:
         self._beat = self._loop.call_later(every_s, self._alive, every_s)
