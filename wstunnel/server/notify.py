@@ -9,6 +9,8 @@ import asyncio
 import logging
 import socket
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from wstunnel.limits import NotifyLimits
 
@@ -29,6 +31,7 @@ class Notifier:
     def __init__(self, address: str | None, watchdog_s: float | None = None, limits: NotifyLimits = _DEFAULTS) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
+        self._said_address, self._watchdog_s = address, watchdog_s
         self._address = _socket_address(address)
         self._socket: socket.socket | None = None
         self._waiting: dict[str, bytes] = {}
@@ -57,6 +60,18 @@ class Notifier:
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
         self._say("STATUS", *self._status(text))
+
+    def export(self) -> dict[str, Any]:
+        """What the next image of this process needs to go on talking."""
+        return {"address": self._said_address, "watchdog_s": self._watchdog_s}
+
+    @classmethod
+    def adopt(cls, exported: Mapping[str, Any], limits: NotifyLimits = _DEFAULTS) -> Notifier:
+        """Go on where the image before has stopped.
+
+        in      exported   what its `export` said
+        """
+        return cls(exported["address"], exported["watchdog_s"], limits)
 
     def close(self) -> None:
         """Say nothing any more."""

@@ -6,10 +6,11 @@ import contextlib
 import grp
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from wstunnel.errors import StartError
+from wstunnel.net.listen import ListenerSet
 
 __all__ = ["Identity", "become", "identity_of", "lost_rights", "make_folder_for"]
 
@@ -52,13 +53,17 @@ def identity_of(user: str | None, group: str | None) -> Identity | None:
     return Identity(entry.pw_name, entry.pw_uid, gid, tuple(os.getgrouplist(entry.pw_name, gid)))
 
 
-def become(user: str | None, group: str | None) -> None:
+def become(
+    user: str | None, group: str | None, listeners: Iterable[ListenerSet] = (), folders: Iterable[str] = ()
+) -> None:
     """Be that user with its groups from now on, in all threads and for good; nothing to do where we are it.
 
     What the process has open it keeps: listeners on ports below 1024, the log. What it opens later it opens as that
     user (`lost_rights`). /proc/self belongs to root until the next exec, and no other process of the user may trace
     us or read our memory: backends run as the same user.
 
+    in      listeners   become the user's
+            folders     are made for the user where only root may make them (`make_folder_for`)
     raises  StartError when it is not allowed, or when root could be regained afterwards: the process must end then
     """
     who = identity_of(user, group)
@@ -66,7 +71,11 @@ def become(user: str | None, group: str | None) -> None:
         return
     if os.geteuid() != _ROOT:
         raise StartError(f"user: only root may become {who.user}; start as root, or leave user and group out")
+    for each in folders:
+        make_folder_for(each, who)
     try:
+        for listener in listeners:
+            listener.give_to(who.uid, who.gid)
         os.setgroups(who.groups)
         os.setresgid(who.gid, who.gid, who.gid)
         os.setresuid(who.uid, who.uid, who.uid)
