@@ -175,22 +175,6 @@ class Host:
         "end the backend's input when a client ends its side without a CLOSE (default: true)",
     )
 
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where its processes listen: PATH-0, PATH-1, ... or PORT, PORT+1, ... for what we spawn, as lighttpd names
-        them (PATH-0 even if it is the only one; port 0 stays 0, any free one); else the one address that is given.
-        Empty while neither `socket` nor `port` is.
-        """
-        numbers = range(self.max_procs if self.bin_path else 1)
-        if self.socket is not None:
-            if not self.bin_path:
-                return (UnixAddress(self.socket),)
-            return tuple(UnixAddress(f"{self.socket}-{number}") for number in numbers)
-        if self.port is None:
-            return ()
-        host = self.host or "127.0.0.1"
-        return tuple(TcpAddress(host, self.port and self.port + number) for number in numbers)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Host):

@@ -11,7 +11,7 @@ from wstunnel.config import toml
 from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.names import nearest
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option, OptionError, shown
-from wstunnel.config.rules import Settled, settle
+from wstunnel.config.rules import Settled, settle, settle_server
 from wstunnel.errors import ConfigError
 from wstunnel.settings import OptionGroup, Settings
 
@@ -154,7 +154,7 @@ def asked_of_running(said: argparse.Namespace, strangers: Sequence[str] = ()) ->
     )
     files: list[str] = said.file or []
     drafts = [toml.read_top(path, _FINDING, problems) for path in files[:1]]
-    return settle([*drafts, flags], [], problems).settings
+    return settle_server([*drafts, flags], problems)
 
 
 def _with_file(path: str, server: Draft, problems: Problems) -> Settled:

@@ -6,22 +6,22 @@ import dataclasses
 import grp
 import os
 import pwd
-import shutil
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from wstunnel.config import runtime
 from wstunnel.config.drafts import Draft, Place, Problems
+from wstunnel.config.files import make_absolute
 from wstunnel.config.fitting import HOST_FIELDS, unfit
 from wstunnel.config.options import HOST_OPTIONS, shown
 from wstunnel.config.places import Danger, program_danger, socket_danger
+from wstunnel.errors import ConfigError
 from wstunnel.settings import Address, Host, Route, Settings, TcpAddress, UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES
-from wstunnel.supervise.spawn import CHILD_PATH
+from wstunnel.supervise.pool import slot_addresses
 
-__all__ = ["Settled", "settle"]
+__all__ = ["Settled", "settle", "settle_server"]
 
 _MAX_PORT = 65535
 
@@ -57,17 +57,10 @@ def settle(servers: Iterable[Draft], routes: Iterable[Draft], problems: Problems
 
     raises  ConfigError with everything in `problems`, what the readers put there before included
     """
-    values: dict[str, Any] = {}
-    places: dict[str, Draft] = {}
-    for draft in servers:
-        _make_absolute(draft, problems)
-        values.update(draft.values)
-        places.update(dict.fromkeys(draft.values, draft))
-    server = Settings(**values)
+    server, where = _joined(servers, problems)
     sockets = _DefaultSockets(server.listen[0])
     named = [_settle_route(draft, number, sockets, problems) for number, draft in enumerate(routes, 1)]
     settings = dataclasses.replace(server, routes=tuple(each.route for each in named))
-    where = {field: draft.where(field) for field, draft in places.items()}
     trusted = _check_identity(settings, where, problems)
     _check_server_sockets(settings, where, problems)
     _check_endpoints(settings, named, problems)
@@ -79,6 +72,27 @@ def settle(servers: Iterable[Draft], routes: Iterable[Draft], problems: Problems
     return Settled(settings, problems.warnings)
 
 
+def settle_server(servers: Iterable[Draft], problems: Problems) -> Settings:
+    """The same without routes, and without a look at what other users could do: for who only asks where things are.
+
+    raises  as `settle`
+    """
+    settings, _ = _joined(servers, problems)
+    problems.raise_any()
+    return settings
+
+
+def _joined(servers: Iterable[Draft], problems: Problems) -> tuple[Settings, dict[str, Place]]:
+    """What the drafts say together, with absolute paths, and where each option is written."""
+    values: dict[str, Any] = {}
+    where: dict[str, Place] = {}
+    for draft in servers:
+        make_absolute(draft, problems)
+        values.update(draft.values)
+        where.update((field, draft.where(field)) for field in draft.values)
+    return Settings(**values), where
+
+
 def _settle_route(draft: Draft, number: int, sockets: _DefaultSockets, problems: Problems) -> _Named:
     values = draft.values
     if draft.has("suffix"):
@@ -87,7 +101,7 @@ def _settle_route(draft: Draft, number: int, sockets: _DefaultSockets, problems:
         values["path"] = None
     if draft.hosts is not None:
         return _settle_hosts(draft, draft.hosts, number, sockets, problems)
-    _settle_host(draft, sockets, (values.get("path", "/"), values.get("suffix")), problems)
+    _settle_host(draft, sockets, (values.get("path", "/"), values.get("suffix")), problems, or_else=" or a stdio")
     route = Route(**values)
     return _Named(
         route, draft, () if draft.has("stdio") else (_Backend(route, draft, f"the backend of route {number}"),)
@@ -128,9 +142,11 @@ def _warn_of_balance(draft: Draft, problems: Problems) -> None:
         problems.warn(draft.where("balance"), "without effect: there is one host; several stand as [[route.hosts]]")
 
 
-def _settle_host(draft: Draft, sockets: _DefaultSockets, route: tuple[object, ...], problems: Problems) -> None:
+def _settle_host(
+    draft: Draft, sockets: _DefaultSockets, route: tuple[object, ...], problems: Problems, or_else: str = ""
+) -> None:
     """Make the values of a host, or of a route that is its own one, those of a `Host`."""
-    _make_absolute(draft, problems)
+    make_absolute(draft, problems)
     values = draft.values
     is_shared = not draft.has("max_load_policy") or values.get("max_load_policy") == "share"
     for field, why in unfit(draft.has, is_shared=is_shared).items():
@@ -146,7 +162,7 @@ def _settle_host(draft: Draft, sockets: _DefaultSockets, route: tuple[object, ..
     if draft.has("socket") and (draft.has("port") or draft.has("host")):
         problems.add(draft.where("socket"), "a backend has a socket or a host and port, not both")
     elif not any(map(draft.has, ("socket", "port", "host", "bin_path"))):
-        problems.add(draft.where(None), "has no backend: it takes a socket, a port (and a host), a bin-path or a stdio")
+        problems.add(draft.where(None), f"has no backend: it takes a socket, a port (and a host), a bin-path{or_else}")
     elif "bin_path" in values and not any(map(draft.has, ("socket", "port", "host"))):
         values["socket"] = sockets.take(values["bin_path"], route)
     most, least = values.get("max_procs", 1), values.get("min_procs")
@@ -204,73 +220,6 @@ def _check_identity(settings: Settings, where: dict[str, Place], problems: Probl
     return frozenset(trusted)
 
 
-# --- files
-
-
-def _make_absolute(draft: Draft, problems: Problems) -> None:
-    """Make every path of a draft absolute, and look at those that have to be there already."""
-    values = draft.values
-
-    def absolute(path: str) -> str:
-        return os.path.abspath(os.path.join(draft.base, path))
-
-    if "listen" in values:
-        values["listen"] = tuple(
-            UnixAddress(absolute(each.path)) if isinstance(each, UnixAddress) else each for each in values["listen"]
-        )
-    if "socket" in values:
-        values["socket"] = absolute(values["socket"])
-    for field in ("control", "log_file"):
-        if field in values:
-            values[field] = absolute(values[field])
-    if "log_file" in values:
-        folder = os.path.dirname(values["log_file"])
-        if os.path.isdir(values["log_file"]):
-            problems.add(draft.where("log_file"), f"{shown(values['log_file'])} is a folder; name a file in it")
-        elif not os.path.isdir(folder):
-            problems.add(draft.where("log_file"), f"the folder {shown(folder)} does not exist; create it")
-    if "document_root" in values:
-        root = values["document_root"] = absolute(values["document_root"])
-        if not os.path.isdir(root):
-            problems.add(draft.where("document_root"), f"{shown(root)} is not a folder")
-        elif not os.access(root, os.R_OK | os.X_OK):
-            problems.add(draft.where("document_root"), f"{shown(root)} may not be read by this user")
-    for field in ("bin_path", "stdio"):
-        if field in values:
-            values[field] = _found_program(values[field], field, draft, problems)
-
-
-def _found_program(argv: tuple[str, ...], field: str, draft: Draft, problems: Problems) -> tuple[str, ...]:
-    program, *arguments = argv
-    if "/" in program:
-        found: str | None = os.path.abspath(os.path.join(draft.base, program))
-    else:
-        found = shutil.which(program, path=CHILD_PATH)
-    trouble = _why_not_a_program(program, found)
-    if trouble is not None and field == "bin_path" and draft.values.get("min_procs") == 0:
-        problems.warn(draft.where(field), f"{trouble}; with min-procs = 0 its clients get 503 until it can be started")
-    elif trouble is not None:
-        problems.add(draft.where(field), trouble)
-    return (found or program, *arguments)
-
-
-def _why_not_a_program(program: str, found: str | None) -> str | None:
-    if found is None:
-        return (
-            f"no program {shown(program)} in {CHILD_PATH}; write ./{program} for one in the current folder, "
-            "or its whole path"
-        )
-    try:
-        mode = os.stat(found).st_mode
-    except OSError as bad:
-        return f"{shown(found)} cannot be started: {(bad.strerror or 'unknown error').lower()}"
-    if not stat.S_ISREG(mode):
-        return f"{shown(found)} is not a program"
-    if not os.access(found, os.X_OK):
-        return f"{shown(found)} is not executable; chmod +x makes it so"
-    return None
-
-
 # --- addresses
 
 
@@ -314,8 +263,7 @@ def _check_endpoints(settings: Settings, named: list[_Named], problems: Problems
         place = draft.where(_address_field(draft))
         if host.port is not None and host.bin_path and host.port + host.max_procs - 1 > _MAX_PORT:
             problems.add(place, f"{host.max_procs} processes from port {host.port} on would go past {_MAX_PORT}")
-            continue
-        for address in host.addresses:
+        for address in _addresses(host):
             if isinstance(address, UnixAddress) and not _check_socket_path(address.path, place, problems):
                 break
             owner, other = owners.get(address), spawned.get(address)
@@ -336,14 +284,15 @@ def _address_field(draft: Draft) -> str:
 def _differences(host: Host, other: Host) -> list[str]:
     """Names of the options that keep two hosts at one address from being one and the same pool of processes."""
     names = {option.field: option.name for option in HOST_OPTIONS.values()}
-    return [names[field] for field in _DECIDING if _decided(host, field) != _decided(other, field)]
+    return [names[field] for field in _DECIDING if getattr(host, field) != getattr(other, field)]
 
 
-def _decided(host: Host, field: str) -> object:
-    if field == "min_procs" and host.min_procs is None:
-        return host.max_procs
-    value = getattr(host, field)
-    return frozenset(value) if "environment" in field else value
+def _addresses(host: Host) -> tuple[Address, ...]:
+    """Where its processes listen; nothing where that cannot be told, which is a problem of its own."""
+    try:
+        return slot_addresses(host)
+    except ConfigError:
+        return ()
 
 
 def _check_socket_path(path: str, place: Place, problems: Problems) -> bool:

@@ -12,8 +12,9 @@ from wstunnel.errors import ConfigError
 from wstunnel.settings import Address, Settings, TcpAddress, UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES
 
-__all__ = ["backend_socket", "control_socket", "runtime_folder"]
+__all__ = ["backend_socket", "control_socket", "keep_runtime_folder", "runtime_folder"]
 
+_VARIABLE = "RUNTIME_DIRECTORY"  # systemd.exec(5); with colons between several
 _HASH_BYTES = 4
 _NAME_BYTES = 40
 """Longest part of a name that is there for the reader."""
@@ -26,7 +27,7 @@ def runtime_folder() -> str:
     It is the same for every process of a user, so that `wstunnel status` finds what another session has started; root
     has one whether there is a session or not.
     """
-    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    given = os.environ.get(_VARIABLE, "").partition(":")[0]
     if given.startswith("/"):
         return given
     uid = os.geteuid()
@@ -36,6 +37,11 @@ def runtime_folder() -> str:
     if session.startswith("/") and _belongs_to(session, uid):
         return os.path.join(session, "wstunnel")
     return f"/tmp/wstunnel-{uid}"
+
+
+def keep_runtime_folder() -> None:
+    """Have the same runtime folder whoever we become, and in the programs that we become by exec."""
+    os.environ[_VARIABLE] = runtime_folder()
 
 
 def _belongs_to(folder: str, uid: int) -> bool:

@@ -1,0 +1,78 @@
+"""Paths that an operator wrote: made absolute, and those looked at that have to be there already."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+
+from wstunnel.config.drafts import Draft, Problems
+from wstunnel.config.options import shown
+from wstunnel.settings import UnixAddress
+from wstunnel.supervise.spawn import CHILD_PATH
+
+__all__ = ["make_absolute"]
+
+
+def make_absolute(draft: Draft, problems: Problems) -> None:
+    """Make every path of a draft absolute, and look at those that have to be there already."""
+    values = draft.values
+
+    def absolute(path: str) -> str:
+        return os.path.abspath(os.path.join(draft.base, path))
+
+    if "listen" in values:
+        values["listen"] = tuple(
+            UnixAddress(absolute(each.path)) if isinstance(each, UnixAddress) else each for each in values["listen"]
+        )
+    if "socket" in values:
+        values["socket"] = absolute(values["socket"])
+    for field in ("control", "log_file"):
+        if field in values:
+            values[field] = absolute(values[field])
+    if "log_file" in values:
+        folder = os.path.dirname(values["log_file"])
+        if os.path.isdir(values["log_file"]):
+            problems.add(draft.where("log_file"), f"{shown(values['log_file'])} is a folder; name a file in it")
+        elif not os.path.isdir(folder):
+            problems.add(draft.where("log_file"), f"the folder {shown(folder)} does not exist; create it")
+    if "document_root" in values:
+        root = values["document_root"] = absolute(values["document_root"])
+        if not os.path.isdir(root):
+            problems.add(draft.where("document_root"), f"{shown(root)} is not a folder")
+        elif not os.access(root, os.R_OK | os.X_OK):
+            problems.add(draft.where("document_root"), f"{shown(root)} may not be read by this user")
+    for field in ("bin_path", "stdio"):
+        if field in values:
+            values[field] = _found_program(values[field], field, draft, problems)
+
+
+def _found_program(argv: tuple[str, ...], field: str, draft: Draft, problems: Problems) -> tuple[str, ...]:
+    program, *arguments = argv
+    if "/" in program:
+        found: str | None = os.path.abspath(os.path.join(draft.base, program))
+    else:
+        found = shutil.which(program, path=CHILD_PATH)
+    trouble = _why_not_a_program(program, found)
+    if trouble is not None and field == "bin_path" and draft.values.get("min_procs") == 0:
+        problems.warn(draft.where(field), f"{trouble}; with min-procs = 0 its clients get 503 until it can be started")
+    elif trouble is not None:
+        problems.add(draft.where(field), trouble)
+    return (found or program, *arguments)
+
+
+def _why_not_a_program(program: str, found: str | None) -> str | None:
+    if found is None:
+        return (
+            f"no program {shown(program)} in {CHILD_PATH}; write ./{program} for one in the current folder, "
+            "or its whole path"
+        )
+    try:
+        mode = os.stat(found).st_mode
+    except OSError as bad:
+        return f"{shown(found)} cannot be started: {(bad.strerror or 'unknown error').lower()}"
+    if not stat.S_ISREG(mode):
+        return f"{shown(found)} is not a program"
+    if not os.access(found, os.X_OK):
+        return f"{shown(found)} is not executable; chmod +x makes it so"
+    return None
