@@ -103,6 +103,8 @@ cdef class Leg:
     cdef bint has_moved(self) noexcept
     cdef bint is_flushed(self) noexcept
     cdef size_t unread(self) noexcept
+    cdef int hand_over(self) noexcept
+    cdef int discard(self) noexcept
 
 
 cdef class Relay:
@@ -130,6 +132,9 @@ cdef class Relay:
     cdef uint16_t answer_code           # of the CLOSE to come; 0: none is sent, 1005: an empty one
     cdef uint16_t leave_code            # a shutdown waits for the end of the client's message; 0: none
     cdef size_t leave_bytes             # what had arrived from the client by then, and is still to be read
+    cdef double leave_s                 # when the server was asked to leave
+    cdef double deadline_s              # by then the tunnel has ended; INFINITY: nobody said so
+    cdef double reserve_s               # of the time until then: for the client's answer, and as much for the backend
     cdef double client_seen_s           # last byte from the client
     cdef double backend_seen_s          # last byte from the backend
     cdef double client_took_s           # last look at which the client had taken something, or nothing waited for it
@@ -148,6 +153,7 @@ cdef class Relay:
 
     cdef int from_client(self, uint8_t* p, size_t n) except -1
     cdef int leave_at_boundary(self) except -1
+    cdef int sweep(self, Leg leg, Leg other) except -1
     cdef int from_backend(self, uint8_t* p, size_t n) except -1
     cdef int send_text(self, uint8_t* p, size_t n) except -1
     cdef int send_frame(self, uint8_t* payload, size_t n) except -1
@@ -167,4 +173,5 @@ cdef class Relay:
     cdef int begin_ending(self, State state) except -1
     cdef int end(self) except -1
     cdef double look_open(self, double now_s) except -1
+    cdef double look_leaving(self, double now_s) except -1
     cdef double look_ending(self, double now_s) except -1

@@ -47,10 +47,12 @@ cdef extern from "<sys/types.h>":
     ctypedef long ssize_t
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR, SO_SNDBUF
     ssize_t send(int fd, const void* p, size_t n, int flags)
+    ssize_t recv(int fd, void* p, size_t n, int flags)
     int shutdown(int fd, int how)
     int getsockopt(int fd, int level, int name, void* value, unsigned* length)
+    int setsockopt(int fd, int level, int name, const void* value, unsigned length)
 
 cdef extern from "<sys/ioctl.h>" nogil:
     enum: FIONREAD
@@ -79,6 +81,8 @@ cdef enum:
     CODE_ABNORMAL = 1006
     CODE_INTERNAL = 1011
     LOOKS_PER_TIMEOUT = 4       # how often a long timeout is looked at before it is up
+    LEAVE_PARTS = 4             # of the time to leave: at most one for the client's answer, one for the backend's end
+    DISCARD_BYTES = 16384       # thrown away per call
     UTF8_LEAD = 0xC0            # RFC 3629: 11xxxxxx starts a character of several bytes
     UTF8_CONTINUATION = 0x80    # 10xxxxxx
 
@@ -372,6 +376,10 @@ cdef class Leg:
         """Release the socket now; nobody waits for it any more. What the kernel has taken it still delivers."""
         if self.is_closed:
             return 0
+        if self.queue_bytes:
+            self.hand_over()
+        if not self.is_read_ended:
+            self.discard()
         self.mark_write_dead(0)
         self.is_closed = True
         self.is_read_ended = True
@@ -379,6 +387,34 @@ cdef class Leg:
         transport, self.transport = self.transport, None
         if transport is not None:
             transport.abort()
+        return 0
+
+    cdef int hand_over(self) noexcept:
+        """Before a close: let the kernel take what waits, for a peer that is slow; twice its usual room if need be."""
+        cdef const uint8_t* p = self.queue + self.queue_start
+        cdef size_t n = self.queue_bytes
+        cdef int room = 0
+        cdef unsigned length = sizeof(room)
+        cdef ssize_t r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if r > 0:
+            p += r
+            n -= r
+        if n and getsockopt(self.fd, SOL_SOCKET, SO_SNDBUF, &room, &length) == 0:
+            setsockopt(self.fd, SOL_SOCKET, SO_SNDBUF, &room, length)   # the kernel doubles what it is told
+            send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+        return 0
+
+    cdef int discard(self) noexcept:
+        """Before a close: read what nobody will. Unread input makes the kernel send RST, which destroys what is still
+        on its way to the peer."""
+        cdef uint8_t scrap[DISCARD_BYTES]
+        cdef size_t left = self.unread()
+        cdef ssize_t r
+        while left:
+            r = recv(self.fd, scrap, DISCARD_BYTES, MSG_DONTWAIT)
+            if r <= 0:
+                break
+            left -= min(left, <size_t>r)
         return 0
 
     # --- is the peer taking what is sent?
@@ -461,6 +497,7 @@ cdef class Relay:
         self.parser = FrameParser()
         self.opcode = OP_BINARY if is_binary or policy.is_binary else OP_TEXT
         self.client_seen_s = self.backend_seen_s = self.client_took_s = self.backend_took_s = engine.now_s
+        self.deadline_s = INFINITY
         client.relay = self
         backend.relay = self
 
@@ -489,22 +526,39 @@ cdef class Relay:
             self.client.eof_received()
         self.client.release(HOLD_START)
         if leave_code:
-            self.leave(leave_code)
+            self.leave(leave_code, self.deadline_s - self.engine.now_s)
 
-    def leave(self, uint16_t code):
-        """The server goes away: deliver what has arrived, end after the message under way, CLOSE with `code`."""
-        if self.state != STATE_OPEN:
+    def leave(self, uint16_t code, double within_s=INFINITY):
+        """The server goes away: deliver what has arrived, end after the message under way, CLOSE with `code`.
+
+        in      within_s    how long all of it may take, however slow anybody is. A message may come in until half of
+                            that is left, or twice close-timeout; the backend may talk to a client that takes what it
+                            says until a quarter is left, or close-timeout; that is for the client to answer.
+        bound   without `within_s`: close-timeout for each of them, counted from the last sign of life
+        """
+        if self.state == STATE_ENDED:
+            return
+        self.deadline_s = self.engine.now_s + within_s
+        self.reserve_s = min(self.policy.close_timeout_s, within_s / LEAVE_PARTS)
+        if self.state == STATE_OPEN:
+            self.leave_code = code
+            if self.client.holds & HOLD_START:
+                return      # `join` comes back to it, once what came behind the head is on its way
+            self.leave_s = self.engine.now_s
+            self.leave_bytes = self.client.unread()
+            self.leave_at_boundary()
+        else:
             self.is_input_kept = False
             self.settle()
-            return
-        self.leave_code = code
-        if self.client.holds & HOLD_START:
-            return      # `join` comes back to it, once what came behind the head is on its way
-        self.leave_bytes = self.client.unread()
-        self.leave_at_boundary()
+        if self.state != STATE_ENDED:
+            self.engine.wheel.add(self, self.engine.now_s)
 
     def abort(self, uint16_t code):
-        """End now: CLOSE with `code` if none was sent, both sockets released."""
+        """End now: what has arrived goes on as far as it can, then CLOSE with `code` if none was sent; both sockets are
+        released. A peer that is slow gets what the kernel could take over; one that goes on sending may be reset."""
+        if self.state != STATE_ENDED and not self.client.holds & HOLD_START:
+            self.sweep(self.client, self.backend)
+            self.sweep(self.backend, self.client)
         if self.state == STATE_ENDED:
             return
         if self.close_code == 0:
@@ -582,6 +636,21 @@ cdef class Relay:
             self.begin_draining(self.leave_code, self.leave_code, "server")
         return 0
 
+    cdef int sweep(self, Leg leg, Leg other) except -1:
+        """Pass on what has arrived on a leg, as far as the other one takes it."""
+        cdef size_t left = leg.unread()
+        cdef ssize_t r
+        while left and other.queue_bytes == 0:
+            r = recv(leg.fd, self.engine.base, self.engine.read_bytes, MSG_DONTWAIT)
+            if r <= 0 or self.state == STATE_ENDED:
+                break
+            left -= min(left, <size_t>r)
+            if leg is self.client:
+                self.from_client(self.engine.base, r)
+            else:
+                self.from_backend(self.engine.base, r)
+        return 0
+
     cdef int from_backend(self, uint8_t* p, size_t n) except -1:  # hot; p has HEADROOM bytes in front
         if self.is_backend_done:
             return 0
@@ -653,10 +722,10 @@ cdef class Relay:
             if n and not self.is_close_sent:
                 self.client.push(self.pong, n)
             if self.client.queue_bytes == 0:
-                self.backend_seen_s = self.engine.now_s     # it was not read: its silence begins now
+                self.backend_seen_s = self.backend_took_s = self.engine.now_s   # it was held: its silence begins now
                 self.backend.release(HOLD_QUEUE)
         else:
-            self.client_seen_s = self.engine.now_s          # likewise
+            self.client_seen_s = self.engine.now_s                              # likewise
             self.client.release(HOLD_QUEUE)
         return self.settle()
 
@@ -801,6 +870,10 @@ cdef class Relay:
         cdef double next_s = INFINITY
         cdef double at_s
         cdef double backend_stall_s = policy.max_write_idle_s
+        if self.leave_code:
+            next_s = self.look_leaving(now_s)
+            if self.state != STATE_OPEN:
+                return now_s
         if self.client.has_moved() or self.client.is_flushed():
             self.client_took_s = now_s
         if self.backend.has_moved() or self.backend.queue_bytes == 0 or self.backend.holds & HOLD_QUEUE:
@@ -811,7 +884,7 @@ cdef class Relay:
             if now_s - self.backend_took_s >= backend_stall_s:
                 self.fail(CODE_INTERNAL)
                 return now_s
-            next_s = now_s + backend_stall_s / LOOKS_PER_TIMEOUT
+            next_s = min(next_s, now_s + backend_stall_s / LOOKS_PER_TIMEOUT)
         if policy.max_write_idle_s > 0 and now_s - self.client_took_s >= policy.max_write_idle_s:
             self.client.close()
             self.begin_draining(CODE_ABNORMAL, 0, "server")
@@ -850,16 +923,29 @@ cdef class Relay:
             next_s = min(next_s, at_s, now_s + policy.ping_interval_s)
         return next_s
 
+    cdef double look_leaving(self, double now_s) except -1:
+        """A message that holds up the server's leave may go on for as long as it comes in, within the time to leave."""
+        cdef double silent_s = max(self.client_seen_s, self.leave_s)
+        cdef double until_s = self.deadline_s - self.reserve_s - self.reserve_s
+        if self.client.holds or self.client.unread():
+            silent_s = now_s        # it is we who do not read
+        if now_s >= min(silent_s + self.policy.close_timeout_s, until_s):
+            self.begin_draining(self.leave_code, self.leave_code, "server")
+        return min(silent_s + self.policy.close_timeout_s, until_s)
+
     cdef double look_ending(self, double now_s) except -1:
         """An ending may last as long as the side that it waits for takes in what it is owed, then close-timeout.
 
-        Being held up by the other side's slowness does not count either, within max-write-idle.
+        Being held up by the other side's slowness does not count either, within max-write-idle. Where the server leaves
+        within a given time, that is the bound, and a backend may talk for as long as somebody listens.
         """
         cdef bint has_moved = False
         cdef bint is_held_up
+        cdef bint may_talk = self.is_input_kept or self.deadline_s != INFINITY
+        cdef double until_s = self.deadline_s if self.state == STATE_CLOSING else self.deadline_s - self.reserve_s
         if self.is_client_done and self.backend.has_moved():
             has_moved = True
-        if (self.state == STATE_CLOSING or self.is_input_kept) and self.client.has_moved():
+        if (self.state == STATE_CLOSING or may_talk) and self.client.has_moved():
             has_moved = True
         if self.state == STATE_DRAINING:
             is_held_up = self.backend.holds & HOLD_QUEUE != 0
@@ -874,7 +960,7 @@ cdef class Relay:
         self.looked_s = now_s
         if self.is_input_kept and self.client.is_write_dead:
             self.settle()
-        if self.budget_s <= 0:
+        if self.budget_s <= 0 or now_s >= until_s:
             if self.state == STATE_CLOSING:
                 self.end()
                 return now_s
@@ -883,7 +969,8 @@ cdef class Relay:
             self.is_backend_done = True
             self.backend.close()        # it had its time, and no second one while the client has its own
             self.settle()
-        return now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.engine.look_s)
+            return now_s
+        return min(now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.engine.look_s), until_s)
 
     cdef int send_ping(self) except -1:
         """An empty PING; any byte that the client sends from now on answers it."""
