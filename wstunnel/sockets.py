@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import stat
 from typing import Any
@@ -20,6 +21,7 @@ __all__ = [
     "SOCKET_PATH_BYTES",
     "bind_tcp",
     "bind_unix",
+    "bind_unix_beside",
     "join_tcp",
     "make_folder_of",
     "remove_folder",
@@ -27,6 +29,7 @@ __all__ = [
     "unlink_if_ours",
 ]
 
+_OWN_NAME_BYTES = 4  # of chance: no two names beside one path are the same
 SOCKET_PATH_BYTES = 107  # sizeof(sockaddr_un.sun_path) less the final NUL, unix(7)
 
 
@@ -48,6 +51,24 @@ def bind_unix(path: str, *, backlog: int, mode: int = 0o600) -> socket.socket:
         _clear_stale(path)
     except OSError as error:
         raise StartError(f"{name}: cannot be used: {error.strerror}") from error
+    return _listen_at(path, name, backlog, mode)
+
+
+def bind_unix_beside(path: str, *, backlog: int, mode: int = 0o600) -> tuple[socket.socket, str]:
+    """A socket as `bind_unix` makes it, at a new name beside `path`, and that name: for when `path` is in use.
+
+    raises  StartError when the name is too long or cannot be bound
+    """
+    own = f"{path}~{secrets.token_hex(_OWN_NAME_BYTES)}"
+    if len(os.fsencode(own)) > SOCKET_PATH_BYTES:
+        raise StartError(
+            f"{UnixAddress(path)}: is in use, and the path is too long for another one beside it; choose a shorter "
+            f"path, or restart"
+        )
+    return _listen_at(own, UnixAddress(path), backlog, mode), own
+
+
+def _listen_at(path: str, name: UnixAddress, backlog: int, mode: int) -> socket.socket:
     try:
         with contextlib.ExitStack() as undo:
             listener = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))

@@ -2,6 +2,13 @@
 
 The listening socket outlives its processes: a connect while none runs waits in the backlog and is served by the
 next one.
+
+    IDLE        no process; the first connection starts one
+    RUNNING     a process serves
+    WAITING     the process has died, the next one is started when its time comes
+    RETIRING    the process serves what it has, and will be ended
+    BROKEN      the circuit of the gate is open: who connects is cut off; one process is tried now and then
+    STOPPED     not started yet, or over
 """
 
 from __future__ import annotations
@@ -10,134 +17,242 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import signal
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from wstunnel.errors import StartError
 from wstunnel.limits import Limits
-from wstunnel.proto.restart import RestartGate
-from wstunnel.settings import Address, TcpAddress, UnixAddress
-from wstunnel.sockets import bind_tcp, bind_unix, unlink_if_ours
+from wstunnel.proto.restart import Circuit, RestartGate
+from wstunnel.settings import Address
 from wstunnel.supervise import procfs
+from wstunnel.supervise.board import Board, SlotColumn, SlotState
 from wstunnel.supervise.child import Child, ExitStatus
-from wstunnel.supervise.slot import Slot, SlotState
-from wstunnel.supervise.spawn import CHILD_PATH, Program, spawn
-from wstunnel.supervise.stderr import StderrPipe
+from wstunnel.supervise.endpoint import Endpoint
+from wstunnel.supervise.place import SlotPlace
+from wstunnel.supervise.spawn import Program, check_program, spawn
+from wstunnel.supervise.stderr import StderrPipe, printable
 
-__all__ = ["SpawnedSlot"]
+__all__ = ["Recipe", "SlotOwner", "SpawnedSlot", "enter_state"]
 
 _log = logging.getLogger("wstunnel.supervise")
 
 
 @dataclass(frozen=True, slots=True)
-class _Death:
-    status: ExitStatus
-    at_s: float
-    ended_all: bool
-    """It ended every connection of the slot: none still waited in the backlog for the next process, and none was in
-    the hands of a child that the process had forked."""
+class Recipe:
+    """How each process of a pool is started, and asked to end."""
+
+    program: Program
+    environment: Mapping[str, str]
+    kill_signal: int
 
 
-class SpawnedSlot(Slot):
-    """Binds its address when made, and keeps the program running behind it from `launch` to `stop`.
+@dataclass(frozen=True, slots=True)
+class SlotOwner:
+    """What a slot asks, and tells, whoever owns it.
 
-    raises  StartError when the address cannot be bound
+    on_death   its row, after each death
+    is_wanted  is a process to be started in the place of one that has died, or only for the next connection?
+    """
 
-    On a restart the children that a dead process had forked are left alone, since they may still carry tunnels
-    (lighttpd does the same). `stop` ends them too.
+    on_death: Callable[[int], None]
+    is_wanted: Callable[[SpawnedSlot], bool]
+
+
+def enter_state(words: memoryview, state: SlotState) -> None:
+    """Write into a slot's row that it is in this state, and since when."""
+    if words[SlotColumn.STATE] != state:
+        words[SlotColumn.STATE] = state
+        words[SlotColumn.SINCE_MS] = time.time_ns() // 1_000_000
+
+
+class SpawnedSlot:
+    """Keeps a program running behind `endpoint`, from `launch` or `await_first` to `stop`.
+
+    in      stderr  the endpoint and the pipe belong to the slot from now on
+    Writes its row of the board, for everybody who serves. On a restart the children that a dead process had forked
+    are left alone, since they may still carry tunnels (lighttpd does the same). `stop` ends them too.
     """
 
     __slots__ = (
         "_child",
-        "_deaths",
         "_died",
+        "_ending",
+        "_endpoint",
         "_gate",
-        "_inode",
         "_is_closed",
+        "_is_listening",
         "_is_stopping",
-        "_kill_signal",
-        "_last_death",
+        "_is_watched",
         "_limits",
-        "_listener",
         "_loop",
         "_orphans",
-        "_program",
+        "_owner",
+        "_recipe",
         "_started_at_s",
-        "_starts",
         "_stderr",
         "_timer",
+        "_words",
+        "place",
     )
 
-    def __init__(self, name: str, address: Address, program: Program, limits: Limits, kill_signal: int) -> None:
-        super().__init__(name, address)
-        self._program, self._limits, self._kill_signal = program, limits, kill_signal
+    def __init__(
+        self,
+        place: SlotPlace,
+        endpoint: Endpoint,
+        stderr: StderrPipe,
+        *,
+        recipe: Recipe,
+        board: Board,
+        limits: Limits,
+        owner: SlotOwner,
+    ) -> None:
+        self.place = place
+        self._endpoint, self._stderr, self._recipe = endpoint, stderr, recipe
+        self._limits, self._owner = limits, owner
+        self._words = board.slot(place.row)
         self._loop = asyncio.get_running_loop()
         self._gate = RestartGate(limits.restart)
         self._child: Child | None = None
         self._orphans: set[int] = set()  # process groups that outlived their leader
         self._timer: asyncio.TimerHandle | None = None
-        self._is_stopping = self._is_closed = False
-        self._starts = self._deaths = 0
+        self._ending: asyncio.Task[None] | None = None  # of a process that is not needed any more
+        self._is_listening = self._is_watched = self._is_stopping = self._is_closed = False
         self._started_at_s = 0.0
-        self._last_death: _Death | None = None
         self._died = self._loop.create_future()  # done at the next death, and then replaced
-        self._bind()
-        try:
-            self._stderr = StderrPipe(name, limits.spawn, self._loop)
-        except OSError as error:
-            self._unbind()
-            raise StartError(f"{name}: no pipe for its log: {error.strerror}") from error
+        if self.state is SlotState.NONE:
+            self._enter(SlotState.STOPPED)
 
-    def _bind(self) -> None:
-        backlog = self._limits.spawn.listen_backlog
-        if isinstance(self.address, UnixAddress):
-            self._listener = bind_unix(self.address.path, backlog=backlog)
-            self._inode = os.lstat(self.address.path).st_ino
-        else:
-            self._listener = bind_tcp(self.address.host, self.address.port, backlog=backlog)
-            self.address = TcpAddress(self.address.host, self._listener.getsockname()[1])
-
-    def _unbind(self) -> None:
-        if isinstance(self.address, UnixAddress):
-            unlink_if_ours(self.address.path, self._inode)
-        self._listener.close()
+    @property
+    def name(self) -> str:
+        return self.place.name
 
     @property
     def state(self) -> SlotState:
-        if self._is_closed:
-            return "stopped"
-        if self._is_stopping:
-            return "stopping"
-        return "waiting" if self._child is None else "running"
+        return SlotState(self._words[SlotColumn.STATE])
 
     @property
     def pid(self) -> int | None:
         return None if self._child is None else self._child.pid
 
     @property
-    def restarts(self) -> int:
-        return max(self._starts - 1, 0)
+    def starts(self) -> int:
+        return self._words[SlotColumn.STARTS]
 
     @property
     def deaths(self) -> int:
-        return self._deaths
+        return self._words[SlotColumn.DEATHS]
+
+    @property
+    def is_being_ended(self) -> bool:
+        """Has its process got the signal to end?"""
+        return self._ending is not None
+
+    def _enter(self, state: SlotState) -> None:
+        enter_state(self._words, state)
+
+    # --- Starting
 
     def launch(self) -> None:
-        """Start the program. raises StartError when it cannot be executed."""
-        self._listener.setblocking(True)  # the flag is shared with every process before, and one may have changed it
-        self._child = child = spawn(
-            self._program,
-            stdin=self._listener.fileno(),
+        """Start the program for the first time, to be followed by `come_to_rest`.
+
+        raises  StartError when it cannot be executed
+        """
+        self._is_watched = True
+        self._spawn()
+
+    async def come_to_rest(self) -> None:
+        """Returns when the process launched waits for work, or is alive after `start_watch_s`.
+
+        raises  StartError when it has died before that: how, and its last words
+        """
+        deadline_s = self._started_at_s + self._limits.spawn.start_watch_s
+        cpu_ticks, looks_at_rest = -1, 0
+        while looks_at_rest < 2 and self._loop.time() < deadline_s and self._child is not None:
+            await asyncio.wait((self._died,), timeout=self._limits.spawn.settle_poll_s)
+            found = procfs.read_stat(self._child.pid) if self._child is not None else None
+            if found is not None:
+                is_at_rest = found.is_asleep and found.cpu_ticks == cpu_ticks
+                looks_at_rest = looks_at_rest + 1 if is_at_rest else 0
+                cpu_ticks = found.cpu_ticks
+        if self._child is None:
+            raise StartError(f"bin-path {self._recipe.program.path}: {self._how_it_died()}")
+        self._is_watched = False
+
+    def _how_it_died(self) -> str:
+        words = self._words
+        status = ExitStatus.of_word(words[SlotColumn.EXIT]) if words[SlotColumn.EXIT_KNOWN] else ExitStatus()
+        line = self._stderr.last_line[: self._limits.spawn.quoted_line_bytes]
+        last_words = f'its last line on stderr: "{printable(line)}"' if line else "it wrote nothing to stderr"
+        return f"{status} as soon as it was started; {last_words}; a backend has to go on running, correct it"
+
+    def await_first(self) -> None:
+        """Start the program when somebody connects; if that can be seen to be useless, nobody is to connect."""
+        try:
+            check_program(self._recipe.program)
+        except StartError as error:
+            self._go_on(self._gate.circuit, self._gate.give_up(), str(error))
+        else:
+            self._wait_for_connection()
+
+    def _wait_for_connection(self) -> None:
+        self._enter(SlotState.IDLE)
+        self._is_listening = True
+        self._loop.add_reader(self._endpoint.listener.fileno(), self._wake)
+
+    def _wake(self) -> None:
+        self._stop_listening()
+        self._start()
+
+    def _stop_listening(self) -> None:
+        if self._is_listening:
+            self._is_listening = False
+            self._loop.remove_reader(self._endpoint.listener.fileno())
+
+    def _start(self) -> None:
+        before = self._gate.circuit
+        try:
+            self._spawn()
+        except StartError as error:
+            self._go_on(before, self._gate.died(self._loop.time()), str(error))
+
+    def _spawn(self) -> None:
+        listener = self._endpoint.listener
+        listener.setblocking(True)  # the flag is shared with every process before, and one may have changed it
+        child = spawn(
+            self._recipe.program,
+            stdin=listener.fileno(),
             stdout=None,
             stderr_fd=self._stderr.write_fd,
-            environment={"PATH": CHILD_PATH},
+            environment=self._recipe.environment,
         )
+        self._words[SlotColumn.STARTS] += 1
+        self._watch(child, self._loop.time())
+        _log.debug("%s: started as pid %d on %s", self.name, child.pid, self.place.address)
+
+    def _watch(self, child: Child, started_at_s: float) -> None:
+        self._child = child
+        self._words[SlotColumn.PID] = child.pid
         self._loop.add_reader(child.pidfd, self._reap, child)
-        self._starts += 1
-        self._started_at_s = self._loop.time()
-        self._gate.started(self._started_at_s)
-        _log.debug("%s: started as pid %d on %s", self.name, child.pid, self.address)
+        self._started_at_s = started_at_s
+        self._gate.started(started_at_s)
+        if self._gate.circuit is Circuit.HALF_OPEN:
+            self._probe()
+        else:
+            self._enter(SlotState.RUNNING)
+
+    def _probe(self) -> None:
+        """The process that was tried is healthy, or is looked at again when it may be."""
+        left_s = self._gate.settle(self._loop.time())
+        if left_s:
+            self._timer = self._loop.call_later(left_s, self._probe)
+            return
+        self._enter(SlotState.RUNNING)
+        _log.warning("%s: pid %d goes on running; it takes connections again", self.name, self.pid)
+
+    # --- Death
 
     def _reap(self, child: Child) -> None:
         """The process has ended: say how, tell those who wait for it, start the next one."""
@@ -145,67 +260,116 @@ class SpawnedSlot(Slot):
         if status is None:
             return
         self._forget(child)
-        now_s = self._loop.time()
         self._stderr.flush()
         self._orphans = {group for group in (*self._orphans, child.pid) if procfs.orphans_live(group)}
-        self._deaths += 1
-        ended_all = child.pid not in self._orphans and not self._has_backlog()
-        self._last_death = _Death(status, now_s, ended_all)
-        self._died.set_result(None)
-        self._died = self._loop.create_future()
-        if not self._is_stopping:
+        now_s, before = self._loop.time(), self._gate.circuit
+        is_our_doing = self._is_stopping or self._ending is not None
+        wait_s = 0.0
+        if is_our_doing:
+            self._gate.ended(now_s)
+        else:
+            wait_s = self._gate.died(now_s)
+        is_cut_off = self._gate.circuit is Circuit.OPEN
+        has_heirs = bool(self._orphans) or (self._endpoint.has_backlog() and not is_cut_off)
+        self._count_death(status, ended_all=not has_heirs)
+        if not (is_our_doing or self._is_watched):
             ran_for_s = now_s - self._started_at_s
-            self._start_again(f"pid {child.pid} {status} after {ran_for_s:.1f} s")
+            self._go_on(before, wait_s, f"pid {child.pid} {status} after {ran_for_s:.1f} s")
 
     def _forget(self, child: Child) -> None:
+        self._cancel_timer()
         self._loop.remove_reader(child.pidfd)
         child.close()
         self._child = None
 
-    def _has_backlog(self) -> bool:
-        poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        return bool(poll.poll(0))
+    def _count_death(self, status: ExitStatus, *, ended_all: bool) -> None:
+        words = self._words
+        words[SlotColumn.EXIT] = status.word
+        words[SlotColumn.EXIT_KNOWN] = status.is_known
+        words[SlotColumn.DIED_AT_NS] = time.monotonic_ns()
+        words[SlotColumn.ENDED_ALL] = ended_all
+        words[SlotColumn.DEATHS] += 1  # now readers may take the rest as it is
+        words[SlotColumn.PID] = 0  # not before: until then they see for themselves that it is ending
+        died, self._died = self._died, self._loop.create_future()
+        died.set_result(None)
+        self._owner.on_death(self.place.row)
 
-    def _start_again(self, why: str) -> None:
-        wait_s = self._gate.died(self._loop.time())
-        _log.warning("%s: %s; %s", self.name, why, f"next start in {wait_s:.1f} s" if wait_s else "started again now")
-        self._timer = self._loop.call_later(wait_s, self._relaunch)
+    def _go_on(self, before: Circuit, wait_s: float, why: str) -> None:
+        """After a death, or a start that failed: what comes next, and one line if that is something new."""
+        if self._gate.circuit is Circuit.OPEN:
+            self._enter(SlotState.BROKEN)  # first: whoever is cut off sees why
+            self._endpoint.drop_backlog()
+            self._timer = self._loop.call_later(wait_s, self._start)
+        elif not wait_s and not self._owner.is_wanted(self):
+            self._wait_for_connection()
+        else:
+            self._enter(SlotState.WAITING)
+            self._timer = self._loop.call_later(wait_s, self._start_if_wanted)
+        self._log_change(before, wait_s, why)
 
-    def _relaunch(self) -> None:
-        try:
-            self.launch()
-        except StartError as error:
-            self._start_again(str(error))
+    def _start_if_wanted(self) -> None:
+        if self._owner.is_wanted(self):
+            self._start()
+        else:
+            self._wait_for_connection()
 
-    def _death_since(self, deaths: int) -> _Death | None:
-        """The death that ended a connection which was made when `deaths` had been counted.
+    def _log_change(self, before: Circuit, wait_s: float, why: str) -> None:
+        after = self._gate.circuit
+        if after is Circuit.OPEN and before in {Circuit.CLOSED, Circuit.LOOPING}:
+            next_ = f"nobody is connected to it any more until it runs; it is tried every {wait_s:g} s"
+            _log.error("%s: %s; %s", self.name, why, next_)
+        elif after is Circuit.LOOPING and before is Circuit.CLOSED:
+            _log.warning("%s: %s; next start in %.1f s, then later and later", self.name, why, wait_s)
+        elif after is Circuit.CLOSED:
+            is_on_demand = self.state is SlotState.IDLE
+            next_ = "the next connection starts it again" if is_on_demand else "started again now"
+            _log.warning("%s: %s; %s", self.name, why, next_)
+        else:
+            _log.debug("%s: %s; next start in %.1f s", self.name, why, wait_s)
 
-        A connection may also have waited in the backlog for the next process, or live on with a forked child: such
-        a death says something about it only for as long as its end would take to be seen.
-        """
-        death = self._last_death
-        if death is None or self._deaths <= deaths:
-            return None
-        is_fresh = self._loop.time() - death.at_s <= self._limits.spawn.exit_wait_s
-        return death if death.ended_all or is_fresh else None
+    # --- Ending
 
-    def is_ending_since(self, deaths: int, /) -> bool:
-        if self._death_since(deaths) is not None:
-            return True
-        return self._child is not None and self._child.is_exiting()
+    def retire(self) -> None:
+        """Take no new connection: the process is to be ended if it turns out to be idle."""
+        self._enter(SlotState.RETIRING)
 
-    async def exit_status_since(self, deaths: int, /) -> ExitStatus | None:
-        if self._death_since(deaths) is None and self.is_ending_since(deaths):
-            await asyncio.wait((self._died,), timeout=self._limits.spawn.exit_wait_s)
-        death = self._death_since(deaths)
-        return None if death is None else death.status
+    def resume(self) -> None:
+        """It was not idle after all."""
+        self._enter(SlotState.RUNNING)
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        """Signal every process of this slot, forked ones too, and start no more."""
+    def shrink(self, kill_timeout_s: float) -> None:
+        """End the process; the next connection starts another one."""
+        self._ending = self._loop.create_task(self._shrink(kill_timeout_s))
+
+    async def _shrink(self, kill_timeout_s: float) -> None:
+        pid = self.pid
+        await self._end(kill_timeout_s)
+        await self._is_gone_within(None)
+        self._ending = None
+        if not self._is_stopping:
+            _log.debug("%s: pid %s was idle and has been ended", self.name, pid)
+            self._wait_for_connection()
+
+    def kill(self) -> None:
+        """SIGKILL every process of this slot now, forked ones too, and start no more."""
+        if not self._is_closed:
+            self._give_up()
+            self._signal(signal.SIGKILL)
+
+    def _give_up(self) -> None:
         self._is_stopping = True
+        self._cancel_timer()
+        self._stop_listening()
+        if self._ending is not None:
+            self._ending.cancel()
+        self._enter(SlotState.RETIRING)
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+
+    def _signal(self, number: int) -> None:
         if self._child is not None:
             self._child.signal_group(number)
         for group in self._orphans:
@@ -213,36 +377,84 @@ class SpawnedSlot(Slot):
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(group, number)
 
-    async def stop(self) -> None:
+    async def stop(self, kill_timeout_s: float) -> None:
         """End every process of this slot, then take the socket away.
 
         bound   `kill_timeout_s` from the kill signal to SIGKILL, and as long again for what even SIGKILL cannot end
         """
-        within_s = self._limits.spawn.kill_timeout_s
-        self.kill(self._kill_signal)
-        if not await self._is_gone_within(within_s):
-            _log.warning("%s: still running %.1f s after the kill signal; sending SIGKILL", self.name, within_s)
-            self.kill(signal.SIGKILL)
-            if not await self._is_gone_within(within_s):
-                _log.error("%s: still running after SIGKILL and left behind", self.name)
+        if self._is_closed:
+            return
+        self._give_up()
+        if self._ending is not None:
+            await asyncio.wait((self._ending,))
+        if not await self._end(kill_timeout_s):
+            _log.error("%s: still running after SIGKILL and left behind", self.name)
         self._close()
 
-    async def _is_gone_within(self, timeout_s: float) -> bool:
-        deadline_s = self._loop.time() + timeout_s
+    async def _end(self, within_s: float) -> bool:
+        self._signal(self._recipe.kill_signal)
+        if await self._is_gone_within(within_s):
+            return True
+        _log.warning("%s: still running %.1f s after the kill signal; sending SIGKILL", self.name, within_s)
+        self._signal(signal.SIGKILL)
+        return await self._is_gone_within(within_s)
+
+    async def _is_gone_within(self, timeout_s: float | None) -> bool:
+        deadline_s = None if timeout_s is None else self._loop.time() + timeout_s
         while self._child is not None or any(map(procfs.orphans_live, self._orphans)):
-            left_s = deadline_s - self._loop.time()
-            if left_s <= 0:
+            left_s = None if deadline_s is None else deadline_s - self._loop.time()
+            if left_s is not None and left_s <= 0:
                 return False
             # Nobody tells us of the death of a process that is not our child: look now and then.
-            wait_s = left_s if self._child is not None else min(left_s, self._limits.spawn.group_poll_s)
-            await asyncio.wait((self._died,), timeout=wait_s)
+            poll_s = None if self._child is not None else self._limits.spawn.group_poll_s
+            await asyncio.wait((self._died,), timeout=min((s for s in (left_s, poll_s) if s is not None), default=None))
         return True
 
     def _close(self) -> None:
-        if self._is_closed:
+        if self._is_closed:  # by another call of `stop`
             return
         self._is_closed = True
         if self._child is not None:
             self._forget(self._child)
+        self._enter(SlotState.STOPPED)
         self._stderr.close()
-        self._unbind()
+        self._endpoint.close()
+
+    # --- Handing over
+
+    @property
+    def wanted(self) -> Address:
+        """The address that the configuration names."""
+        return self._endpoint.wanted
+
+    def publish(self) -> None:
+        """The path that the configuration names leads here, and not to the slot that had it before."""
+        self._endpoint.publish()
+
+    @property
+    def fds(self) -> list[int]:
+        """Every descriptor that belongs to the slot."""
+        own = [self._endpoint.listener.fileno(), *self._stderr.fds]
+        return own if self._child is None else [*own, self._child.pidfd]
+
+    def facts(self) -> dict[str, Any]:
+        """What `adopt` needs to go on from here, for JSON; the rest stands on the board."""
+        child = None if self._child is None else {"pid": self._child.pid, "pidfd": self._child.pidfd}
+        return {
+            "program": self._recipe.program.path,
+            "endpoint": self._endpoint.facts(),
+            "stderr": self._stderr.fds,
+            "child": child,
+            "started_at_s": self._started_at_s,
+            "orphans": sorted(self._orphans),
+        }
+
+    def adopt(self, facts: dict[str, Any]) -> None:
+        """Go on where the slot that said `facts` has stopped, in an earlier image of this process."""
+        self._orphans = set(facts["orphans"])
+        if facts["child"] is not None:
+            self._watch(Child(**facts["child"]), facts["started_at_s"])
+        elif self.state is SlotState.IDLE:
+            self._wait_for_connection()
+        else:
+            self._start_if_wanted()

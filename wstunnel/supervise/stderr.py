@@ -54,15 +54,21 @@ class LineCutter:
 class StderrPipe:
     """A pipe that outlives the processes that write to it; each line goes to the log after `name`.
 
+    in      fds   both ends of a pipe that is there already, -1 for a writing end that only processes hold; None: a new
+                  pipe
     bound   reads `log_read_bytes` per wake-up and holds one line; a program that writes faster waits
     """
 
-    __slots__ = ("_cutter", "_limits", "_loop", "_name", "_read_fd", "write_fd")
+    __slots__ = ("_cutter", "_limits", "_loop", "_name", "_read_fd", "last_line", "write_fd")
 
-    def __init__(self, name: str, limits: SpawnLimits, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, name: str, limits: SpawnLimits, loop: asyncio.AbstractEventLoop, fds: tuple[int, int] | None = None
+    ) -> None:
         self._name, self._limits, self._loop = name, limits, loop
         self._cutter = LineCutter(limits.log_line_bytes)
-        self._read_fd, self.write_fd = os.pipe()
+        self.last_line = b""
+        """The last line that came and was not empty."""
+        self._read_fd, self.write_fd = os.pipe() if fds is None else fds
         os.set_blocking(self._read_fd, False)
         loop.add_reader(self._read_fd, self._read)
 
@@ -71,11 +77,20 @@ class StderrPipe:
             chunk = os.read(self._read_fd, self._limits.log_read_bytes)
         except BlockingIOError:
             return False
+        if not chunk:  # the last process that held the writing end is gone
+            self._loop.remove_reader(self._read_fd)
+            return False
         for line in self._cutter.feed(chunk):
             self._write(line)
         return True
 
+    @property
+    def fds(self) -> tuple[int, int]:
+        """Both ends, the reading one first."""
+        return self._read_fd, self.write_fd
+
     def _write(self, line: bytes) -> None:
+        self.last_line = line or self.last_line
         _log.info("%s: %s", self._name, printable(line))
 
     def flush(self) -> None:
@@ -92,4 +107,5 @@ class StderrPipe:
         self._loop.remove_reader(self._read_fd)
         self.flush()
         os.close(self._read_fd)
-        os.close(self.write_fd)
+        if self.write_fd >= 0:
+            os.close(self.write_fd)
