@@ -114,6 +114,9 @@ class SpawnLimits:
     listen_backlog: int = 4096
     exit_wait_s: float = 1.0
     """How long a tunnel whose backend is just exiting waits for the exit status that decides its close code."""
+    fork_exit_wait_s: float = 0.1
+    """How long a program of its tunnel's own that has ended its output, and does not exit yet, may take to do so: some
+    close it themselves first. If it lives on, its tunnel is closed with 1000."""
     retry_after_s: int = 1
     """`Retry-After` of a 503."""
     max_procs: int = 1024
@@ -161,7 +164,8 @@ class MasterLimits:
     control_answer_bytes: int = 16 * 1024 * 1024
     """Longest answer that is read from a control socket: more than all rows of the counters make."""
     control_pause_s: float = 0.1
-    """How long the control socket is left alone when there is no descriptor for its next client."""
+    """How long the control socket is left alone when there is no descriptor for its next client; and by a client
+    when too many wait there."""
     control_named: int = 8
     """Control sockets that are named to somebody who has asked at the wrong place."""
     stuck_after_s: float = 5.0

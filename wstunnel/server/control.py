@@ -39,7 +39,6 @@ OnCommand = Callable[[str], Awaitable[dict[str, Any]]]
 _log = logging.getLogger("wstunnel")
 _DEFAULTS = MasterLimits()
 _UCRED = struct.Struct("iII")  # struct ucred: pid, uid, gid (unix(7), SO_PEERCRED)
-_TIMEVAL = struct.Struct("@ll")
 _ROOT = 0
 
 
@@ -287,6 +286,7 @@ def ask(path: str, command: str, timeout_s: float, limits: MasterLimits = _DEFAU
     deadline_s = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         _connect(sock, path, timeout_s, limits)
+        sock.settimeout(timeout_s)
         try:
             line = _exchange(sock, json.dumps({"command": command}).encode() + b"\n", deadline_s, limits)
         except TimeoutError as error:
@@ -314,7 +314,10 @@ def _exchange(sock: socket.socket, request: bytes, deadline_s: float, limits: Ma
         if left_s <= 0:
             raise TimeoutError
         sock.settimeout(left_s)
-        some = sock.recv(limits.message_bytes)
+        try:
+            some = sock.recv(limits.message_bytes)
+        except ConnectionResetError:  # an end too, of a connection that was not read to its own
+            break
         if not some:
             break
         said += some
@@ -328,11 +331,20 @@ def _connect(sock: socket.socket, path: str, timeout_s: float, limits: MasterLim
         raise StartError(
             f"{name}: the path is {length} bytes long and a UNIX socket carries at most {SOCKET_PATH_BYTES}"
         )
-    # A socket timeout of Python's makes connect fail at once when the backlog is full; the kernel's own waits.
-    seconds, rest_s = divmod(timeout_s, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(seconds), int(rest_s * 1e6)))
+    deadline_s = time.monotonic() + timeout_s
+    # Blocking, it would wait for a full backlog by itself; but a signal (a terminal's new size) ends that wait, and
+    # Python then takes the socket for connected.
+    sock.setblocking(False)
     try:
-        sock.connect(path)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    raise
+                time.sleep(min(limits.control_pause_s, timeout_s))
+            else:
+                return
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StartError(
             f"{name}: there is no such socket: is wstunnel running, and with this --control?{_others(path, limits)}"
