@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from wstunnel.errors import StartError, safe
 from wstunnel.supervise.child import Child
 
-__all__ = ["CHILD_PATH", "Program", "catch_ignored_signals", "find_program", "spawn"]
+__all__ = ["CHILD_PATH", "Program", "catch_ignored_signals", "check_program", "find_program", "spawn"]
 
 CHILD_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The environment of a backend is this PATH, and what the configuration adds to it."""
@@ -24,24 +24,36 @@ _FIRST_LINE_BYTES = 256  # linux/binfmts.h, BINPRM_BUF_SIZE: what the kernel its
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program with an absolute path, and its arguments."""
+    """A program with an absolute path, its arguments, and the option that names it, for errors."""
 
     path: str
     arguments: tuple[str, ...] = ()
+    option: str = "bin-path"
 
 
-def find_program(argv: tuple[str, ...]) -> Program:
+def find_program(argv: tuple[str, ...], *, option: str = "bin-path") -> Program:
     """The program that `argv` means; a name without a slash is searched as a shell would.
 
     raises  StartError when the search finds nothing; a path is not looked at before it is started
     """
     name, *arguments = argv
     if "/" in name:
-        return Program(os.path.abspath(name), tuple(arguments))
+        return Program(os.path.abspath(name), tuple(arguments), option)
     found = shutil.which(name, path=f"{CHILD_PATH}:{os.defpath}")
     if found is None:
-        raise StartError(f"bin-path {name}: no such program in {CHILD_PATH}; give its whole path")
-    return Program(found, tuple(arguments))
+        raise StartError(f"{option} {name}: no such program in {CHILD_PATH}; give its whole path")
+    return Program(found, tuple(arguments), option)
+
+
+def check_program(program: Program) -> None:
+    """raises StartError, as `spawn` would, for what can be seen without starting it"""
+    if not os.path.exists(program.path):
+        reason = errno.ENOENT
+    elif os.path.isdir(program.path) or not os.access(program.path, os.X_OK, effective_ids=True):
+        reason = errno.EACCES
+    else:
+        return
+    raise StartError(f"{program.option} {program.path}: {_why_not(program.path, OSError(reason, os.strerror(reason)))}")
 
 
 def spawn(program: Program, *, stdin: int, stdout: int | None, stderr_fd: int, environment: Mapping[str, str]) -> Child:
@@ -68,7 +80,7 @@ def spawn(program: Program, *, stdin: int, stdout: int | None, stderr_fd: int, e
             )
         return Child.of(popen)
     except OSError as error:
-        raise StartError(f"bin-path {program.path}: {_why_not(program.path, error)}") from error
+        raise StartError(f"{program.option} {program.path}: {_why_not(program.path, error)}") from error
 
 
 @contextlib.contextmanager

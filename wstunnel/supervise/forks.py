@@ -1,0 +1,364 @@
+"""Programs that run once per tunnel, with the tunnel as their standard input and output."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wstunnel.errors import BackendError, StartError
+from wstunnel.limits import Limits
+from wstunnel.supervise import procfs
+from wstunnel.supervise.child import Child, ExitStatus
+from wstunnel.supervise.spawn import CHILD_PATH, Program, check_program, find_program, spawn
+from wstunnel.supervise.stderr import StderrPipe
+
+__all__ = ["Fork", "ForkProgram", "Forks"]
+
+_log = logging.getLogger("wstunnel.supervise")
+
+_NO_ROOM = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the machine lacks for the moment; the program is as good as ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForkProgram:
+    """A program of the settings.
+
+    in      environment  what every process of it has, whatever the request says
+    bound   `max_forks` processes at once
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    max_forks: int
+    environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": CHILD_PATH})
+    kill_signal: int = signal.SIGTERM
+
+
+class _Kind:
+    """The processes of one program."""
+
+    __slots__ = ("failed", "forks", "found", "is_full_logged", "is_stubborn_logged", "program", "started", "trouble")
+
+    def __init__(self, program: ForkProgram) -> None:
+        self.program = program
+        self.found: Program = find_program(program.argv, option="stdio")
+        check_program(self.found)
+        self.forks: set[Fork] = set()
+        self.started = self.failed = 0
+        self.trouble: str | None = None
+        """Why it could not be started when that was last tried."""
+        self.is_full_logged = self.is_stubborn_logged = False
+
+
+class Forks:
+    """Starts the programs of all stdio routes, watches them, and ends those whose tunnel is over.
+
+    in      programs        by the number of their route
+            kill_timeout_s  from the kill signal to SIGKILL
+    raises  StartError when a program is not there or may not be executed
+    bound   a process costs two descriptors here: one to see its death, one to read its stderr. A pipe per program would
+            save the second, but could not tell whose line it is, and would mix halves of lines
+    """
+
+    def __init__(self, programs: Mapping[int, ForkProgram], limits: Limits, *, kill_timeout_s: float) -> None:
+        self.limits = limits.spawn
+        self.kill_timeout_s = kill_timeout_s
+        self.loop = asyncio.get_running_loop()
+        self._kinds = {index: _Kind(program) for index, program in programs.items()}
+        self._is_stopping = False
+        self._changed = asyncio.Event()
+
+    def running(self, index: int) -> int:
+        """Processes of a route, those that are being ended included."""
+        return len(self._kinds[index].forks)
+
+    def started(self, index: int) -> int:
+        """Processes of a route that were started, ever."""
+        return self._kinds[index].started
+
+    def failed(self, index: int) -> int:
+        """Starts that failed, ever."""
+        return self._kinds[index].failed
+
+    async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket) -> Fork:
+        """A process of its own for a tunnel.
+
+        in      index        the number of the route
+                environment  the request's variables
+                stream       blocking; becomes its stdin and stdout, and stays the caller's
+        out     to be released when the tunnel is over. It leads its own process group, in the program's folder, with
+                no further descriptor; its stderr goes to our log
+        raises  BackendError, with 503 when there are `max_forks` or the machine is short of something, with 502 when
+                the program cannot be executed
+        """
+        kind = self._kinds[index]
+        program = kind.program
+        if self._is_stopping:
+            raise BackendError(f"{program.name} is not started any more")
+        if len(kind.forks) >= program.max_forks:
+            self._note_full(kind)
+            raise BackendError(f"max-forks = {program.max_forks} of {program.name} reached")
+        try:
+            fork = self._start(kind, environment, stream)
+        except StartError as error:
+            kind.failed += 1
+            cause = error.__cause__
+            is_short = isinstance(cause, OSError) and cause.errno in _NO_ROOM
+            if str(error) != kind.trouble:
+                kind.trouble = str(error)
+                _log.error("%s; tunnels are refused meanwhile", error)
+            raise BackendError(str(error), status=503 if is_short else 502) from error
+        kind.started += 1
+        if kind.trouble is not None:
+            kind.trouble = None
+            _log.info("%s: can be started again", program.name)
+        return fork
+
+    def _start(self, kind: _Kind, environment: Mapping[str, str], stream: socket.socket) -> Fork:
+        # Programs get the client's bytes, whatever encoding our own locale has.
+        given = {name: os.fsdecode(value.encode("utf-8", "surrogateescape")) for name, value in environment.items()}
+        try:
+            read_fd, write_fd = os.pipe()
+        except OSError as error:
+            raise StartError(f"stdio {kind.found.path}: no pipe for its log: {error.strerror}") from error
+        try:
+            child = spawn(
+                kind.found,
+                stdin=stream.fileno(),
+                stdout=stream.fileno(),
+                stderr_fd=write_fd,
+                environment={**given, **kind.program.environment},
+            )
+        except BaseException:
+            os.close(read_fd)
+            raise
+        finally:
+            os.close(write_fd)
+        return Fork(self, kind, child.pid, child, read_fd)
+
+    def _note_full(self, kind: _Kind) -> None:
+        if not kind.is_full_logged:
+            kind.is_full_logged = True
+            _log.warning(
+                "%s: max-forks = %d reached, further tunnels are refused; raise max-forks if this is usual load",
+                kind.program.name,
+                kind.program.max_forks,
+            )
+
+    def gone(self, kind: _Kind, fork: Fork) -> None:
+        """Nothing of a process is left."""
+        kind.forks.discard(fork)
+        if len(kind.forks) <= kind.program.max_forks // 2:  # not at once: at its limit a route would write on and on
+            kind.is_full_logged = False
+        self._changed.set()
+
+    async def stop(self) -> None:
+        """End every process; start no more.
+
+        bound   `kill_timeout_s` from the kill signal to SIGKILL, and as long (at least `exit_wait_s`) for what even
+                SIGKILL cannot end
+        """
+        self._is_stopping = True
+        for fork in self._all():
+            fork.release()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.kill_timeout_s + self.reap_within_s):
+                while self._all():
+                    self._changed.clear()
+                    await self._changed.wait()
+        for fork in self._all():
+            fork.abandon()
+
+    def abort(self) -> None:
+        """SIGKILL every process now; start no more. `stop`, waiting already or called later, does the rest."""
+        self._is_stopping = True
+        for fork in self._all():
+            fork.kill()
+
+    @property
+    def reap_within_s(self) -> float:
+        """How long SIGKILL may take."""
+        return max(self.kill_timeout_s, self.limits.exit_wait_s)
+
+    def _all(self) -> list[Fork]:
+        return [fork for kind in self._kinds.values() for fork in kind.forks]
+
+    # --- Handing over
+
+    def export(self) -> list[dict[str, Any]]:
+        """What `adopt` needs to go on from here in another image of this process, for JSON; one entry per process."""
+        return [fork.facts(index) for index, kind in self._kinds.items() for fork in kind.forks]
+
+    def adopt(self, facts: Iterable[dict[str, Any]]) -> list[Fork]:
+        """Go on where the Forks that said `facts`, for the same programs, has stopped; its processes in that order."""
+        return [self._adopt(**each) for each in facts]
+
+    def _adopt(self, *, index: int, pid: int, pidfd: int | None, stderr: int, is_released: bool) -> Fork:
+        child = None if pidfd is None else Child(pid, pidfd)
+        fork = Fork(self, self._kinds[index], pid, child, stderr)
+        if is_released:
+            fork.release()
+        return fork
+
+
+class Fork:
+    """A program that runs for one tunnel, and what it has forked; counts until nothing of it is left.
+
+    in      child      None: it has ended in an earlier image of this process, and left others of its group behind
+            stderr_fd  the reading end of the pipe that is its stderr
+    """
+
+    __slots__ = (
+        "_child",
+        "_ended",
+        "_forks",
+        "_is_killed",
+        "_is_released",
+        "_kind",
+        "_poll",
+        "_poll_s",
+        "_stderr",
+        "_timer",
+        "pid",
+    )
+
+    def __init__(self, forks: Forks, kind: _Kind, pid: int, child: Child | None, stderr_fd: int) -> None:
+        self.pid = pid
+        self._forks, self._kind, self._child = forks, kind, child
+        self._stderr = StderrPipe(self.name, forks.limits, forks.loop, (stderr_fd, -1))
+        self._ended: asyncio.Future[ExitStatus] = forks.loop.create_future()
+        self._is_released = self._is_killed = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._poll: asyncio.TimerHandle | None = None
+        self._poll_s = forks.limits.group_poll_s
+        kind.forks.add(self)
+        if child is None:
+            self._ended.set_result(ExitStatus())
+        else:
+            forks.loop.add_reader(child.pidfd, self._reap)
+
+    @property
+    def name(self) -> str:
+        """The program's name and its pid, for the log."""
+        return f"{self._kind.program.name}[{self.pid}]"
+
+    def is_exiting(self) -> bool:
+        """To be asked when the program has ended the stream: because it has ended, or is in the act of exiting?"""
+        return self._child is None or self._child.is_exiting()
+
+    async def exit_status(self) -> ExitStatus | None:
+        """How it ended, awaited for `exit_wait_s` at most; None at once if it has not, or when nobody can tell."""
+        if self.is_exiting():
+            await asyncio.wait((self._ended,), timeout=self._forks.limits.exit_wait_s)
+        return self._ended.result() if self._ended.done() and self._ended.result().is_known else None
+
+    async def wait(self) -> ExitStatus:
+        """How it ended, awaited for as long as it runs."""
+        return await asyncio.shield(self._ended)
+
+    def release(self) -> None:
+        """The tunnel is over: what still runs gets the kill signal, SIGKILL `kill_timeout_s` later, and is reaped.
+        Nobody waits for that. A second call does nothing.
+        """
+        if self._is_released:
+            return
+        self._is_released = True
+        self._signal(self._kind.program.kill_signal)
+        self._timer = self._forks.loop.call_later(self._forks.kill_timeout_s, self._escalate)
+        self._look()
+
+    def kill(self) -> None:
+        """SIGKILL, now."""
+        self._is_released = True
+        if not self._is_killed:
+            self._kill()
+
+    def abandon(self) -> None:
+        """Forget what even SIGKILL has not ended."""
+        if self._child is not None:
+            self._forks.loop.remove_reader(self._child.pidfd)
+            self._child.close()
+            self._child = None
+            self._ended.set_result(ExitStatus())
+        _log.error("%s: still running after SIGKILL and left behind", self.name)
+        self._finish()
+
+    def facts(self, index: int) -> dict[str, Any]:
+        """What `Forks.adopt` needs to know of it."""
+        return {
+            "index": index,
+            "pid": self.pid,
+            "pidfd": None if self._child is None else self._child.pidfd,
+            "stderr": self._stderr.fds[0],
+            "is_released": self._is_released,
+        }
+
+    def _signal(self, number: int) -> None:
+        if self._child is not None:
+            self._child.signal_group(number)
+        elif procfs.orphans_live(self.pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _reap(self) -> None:
+        status = None if self._child is None else self._child.reap()
+        if self._child is None or status is None:
+            return
+        self._forks.loop.remove_reader(self._child.pidfd)
+        self._child.close()
+        self._child = None
+        self._stderr.flush()
+        _log.debug("%s: %s", self.name, status)
+        self._ended.set_result(status)
+        self._look()
+
+    def _look(self) -> None:
+        """Finish once the whole group is gone. Nobody tells us of the death of a process that is not our child, so we
+        look, at ever longer intervals."""
+        if self._child is not None or not self._is_released:
+            return
+        if not procfs.orphans_live(self.pid):
+            self._finish()
+            return
+        self._poll = self._forks.loop.call_later(self._poll_s, self._look)
+        self._poll_s *= 2
+
+    def _escalate(self) -> None:
+        """A time is over, and something of the process still runs."""
+        if not self._is_killed:
+            level = logging.DEBUG if self._kind.is_stubborn_logged else logging.WARNING
+            self._kind.is_stubborn_logged = True
+            within_s = self._forks.kill_timeout_s
+            _log.log(level, "%s: still running %.1f s after the kill signal; sending SIGKILL", self.name, within_s)
+            self._kill()
+        elif self._child is None:
+            self.abandon()
+        else:  # it sleeps in the kernel: it counts, and is reaped when it wakes
+            _log.error("%s: still running after SIGKILL", self.name)
+
+    def _kill(self) -> None:
+        self._is_killed = True
+        self._cancel_timers()
+        self._signal(signal.SIGKILL)
+        self._timer = self._forks.loop.call_later(self._forks.reap_within_s, self._escalate)
+        self._poll_s = self._forks.limits.group_poll_s
+        self._look()
+
+    def _finish(self) -> None:
+        self._cancel_timers()
+        self._stderr.close()
+        self._forks.gone(self._kind, self)
+
+    def _cancel_timers(self) -> None:
+        for timer in (self._timer, self._poll):
+            if timer is not None:
+                timer.cancel()
