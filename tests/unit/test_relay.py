@@ -86,12 +86,33 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
     return near, far
 
 
+def tight_tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Neither end's kernel holds much."""
+    with socket.socket() as listener, socket.socket() as near:
+        for sock in (listener, near):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        near.connect(listener.getsockname())
+        far, _ = listener.accept()
+        return socket.socket(fileno=near.detach()), far
+
+
+def narrow_pair() -> tuple[socket.socket, socket.socket]:
+    """The relay's end hardly takes anything."""
+    near, far = unix_pair()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2048)
+    return near, far
+
+
 class Bench:
     """`async with Bench(...) as bench`: one open relay; `bench.client` and `bench.backend` are its peers.
 
     in      client, backend  how their pairs are made
             narrow           SO_SNDBUF of both of the relay's ends, so that queues form early
             is_joined        False: stop before `join`, as while the backend's transport is being made
+            counters         the Engine's
             the rest         is the Policy's
     On leaving: the session was told of the end exactly once, and every descriptor is back.
     """
@@ -107,12 +128,14 @@ class Bench:
         is_binary: bool = False,
         is_joined: bool = True,
         close_timeout_s: float = 5.0,
+        counters: memoryview | None = None,
         **policy: float,
     ) -> None:
         self._pairs = client, backend
         self._narrow = narrow
         self._sizes = read_bytes, turn_bytes
         self._is_joined = is_joined
+        self._counters = counters
         self._policy = Policy(is_binary=is_binary, close_timeout_s=close_timeout_s, **(OFF | policy))
 
     async def __aenter__(self) -> Bench:
@@ -120,7 +143,14 @@ class Bench:
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(TICK_S, 1000.0)
         read_bytes, turn_bytes = self._sizes
-        self.engine = Engine(self.loop, self.wheel, read_bytes=read_bytes, turn_bytes=turn_bytes, look_s=LOOK_S)
+        self.engine = Engine(
+            self.loop,
+            self.wheel,
+            read_bytes=read_bytes,
+            turn_bytes=turn_bytes,
+            look_s=LOOK_S,
+            counters=self._counters,
+        )
         (near_client, far_client), (near_backend, far_backend) = self._pairs[0](), self._pairs[1]()
         for sock in (near_client, far_client, near_backend, far_backend):
             sock.setblocking(False)
@@ -130,7 +160,7 @@ class Bench:
         self.session = Session()
         self.transport, _ = await self.loop.connect_accepted_socket(_Head, near_client)
         self.transport.pause_reading()  # not in connection_made: uvloop starts to read after it
-        self.backend_socket = near_backend
+        self.client_socket, self.backend_socket = near_client, near_backend
         self.client_leg = ClientLeg(self.engine, near_client.fileno())
         self.backend_leg = BackendLeg(self.engine, near_backend.fileno())
         self.relay = Relay(self.engine, self._policy, self.client_leg, self.backend_leg, self.session)
@@ -589,6 +619,143 @@ def test_a_tunnel_with_nothing_to_send_is_never_stuck(run: Run):
     run(check())
 
 
+def test_a_client_that_takes_nothing_is_to_blame_for_a_backend_that_waits_for_it(run: Run):
+    """A program that reads and writes in turn does not read while its answer waits."""
+
+    async def check() -> None:
+        async with Bench(max_write_idle_s=100.0, close_timeout_s=5.0, narrow=8192) as bench:
+            await bench.stuff_client()
+            await bench.stuff_backend()
+
+            await bench.wait(125.0 + SLACK_S)
+
+            assert not bench.relay.is_open
+            assert (bench.relay.close_code, bench.relay.closed_by) == (ABNORMAL, "server")
+
+    run(check())
+
+
+# --- an open tunnel: read-timeout
+
+
+def test_a_backend_that_is_silent_for_the_read_timeout_is_1011_behind_what_it_said(run: Run):
+    async def check() -> None:
+        async with Bench(read_timeout_s=60.0) as bench:
+            await bench.backend.send(b"last words")
+            assert (await bench.client.frame()).data == b"last words"
+            await bench.wait(60.0 - SLACK_S)
+            await bench.says(frame(BINARY, b"are you there?"))
+            assert bench.hears_nothing()
+
+            await bench.wait(2 * SLACK_S)
+
+            assert (await bench.client.frame()).data == INTERNAL.to_bytes(2, "big")
+            await bench.says(frame(BINARY, b" No."), close_frame(INTERNAL))
+            assert await bench.backend.recv_to_end() == b"are you there? No."
+            bench.backend.close()
+            assert await bench.client.frame() is None
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (INTERNAL, "server")
+
+    run(check())
+
+
+def test_a_byte_of_the_backend_postpones_the_read_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(read_timeout_s=60.0, is_binary=True) as bench:
+            for _ in range(3):
+                await bench.wait(60.0 - SLACK_S)
+                await bench.backend.send(b"a")
+                assert await bench.client.payload(1) == b"a"
+
+            assert bench.relay.is_open
+
+    run(check())
+
+
+def test_a_backend_that_is_held_back_by_a_slow_client_is_not_silent(run: Run):
+    async def check() -> None:
+        async with Bench(read_timeout_s=60.0, narrow=8192, is_binary=True) as bench:
+            said = await bench.stuff_client()
+            await bench.wait(500.0)
+            assert bench.relay.is_open
+
+            assert await bench.client.payload(len(said)) == said
+            await bench.wait(60.0 - SLACK_S)
+            assert bench.relay.is_open
+            await bench.wait(2 * SLACK_S)
+
+            assert not bench.relay.is_open
+
+    run(check())
+
+
+def test_what_a_backend_said_while_the_loop_stood_still_is_no_silence(run: Run):
+    """A machine that slept wakes with every timer due, before anything is read."""
+
+    async def check() -> None:
+        async with Bench(read_timeout_s=60.0, is_binary=True) as bench:
+            await bench.wait(1.0)
+            bench.backend.send_now(b"a")
+            bench.wheel.advance(bench.wheel.now_s + 1000.0)
+
+            assert await bench.client.payload(1) == b"a"
+            await bench.wait(60.0 - SLACK_S)
+
+            assert bench.relay.is_open
+
+    run(check())
+
+
+# --- an open tunnel: write-timeout
+
+
+@pytest.mark.parametrize(("idle_s", "timeout_s"), [(0.0, 40.0), (400.0, 40.0), (40.0, 400.0)])
+def test_a_backend_that_takes_nothing_is_1011_after_the_smaller_of_its_timeouts(run: Run, idle_s, timeout_s):
+    async def check() -> None:
+        async with Bench(max_write_idle_s=idle_s, write_timeout_s=timeout_s, narrow=8192) as bench:
+            await bench.stuff_backend()
+            await bench.wait(40.0 - SLACK_S)
+            assert bench.hears_nothing()
+
+            await bench.wait(10.0 + SLACK_S)
+
+            assert (await bench.client.frame()).data == INTERNAL.to_bytes(2, "big")
+            assert (bench.relay.close_code, bench.relay.closed_by) == (INTERNAL, "server")
+
+    run(check())
+
+
+def test_a_client_may_take_longer_than_the_write_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(write_timeout_s=40.0, narrow=8192) as bench:
+            await bench.stuff_client()
+            await bench.wait(500.0)
+
+            assert bench.relay.is_open
+
+    run(check())
+
+
+def test_a_backend_that_waits_for_a_slow_client_may_take_longer_than_the_write_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(write_timeout_s=40.0, narrow=8192, is_binary=True) as bench:
+            said = await bench.stuff_client()
+            await bench.stuff_backend()
+            await bench.wait(500.0)
+            assert bench.relay.is_open
+
+            assert await bench.client.payload(len(said)) == said
+            await bench.wait(40.0 - SLACK_S)
+            assert bench.relay.is_open
+            await bench.wait(10.0 + SLACK_S)
+
+            assert not bench.relay.is_open
+
+    run(check())
+
+
 # --- a side that is gone
 
 
@@ -794,6 +961,98 @@ def test_a_client_that_talks_on_behind_our_close_and_never_answers_is_cut_after_
     run(check())
 
 
+# --- a client's EOF where fin-propagate is off
+
+
+def test_a_client_that_only_listens_hears_the_backend_out(run: Run):
+    async def check() -> None:
+        async with Bench(fin_propagate=False, close_timeout_s=5.0, is_binary=True) as bench:
+            await bench.says(frame(BINARY, b"question"))
+            bench.client.half_close()
+            assert await bench.backend.recv_exactly(8) == b"question"
+            for _ in range(4):
+                await bench.wait(5.0 - LOOK_S)
+                assert bench.backend_hears_nothing()
+                await bench.backend.send(b"answer")
+                assert await bench.client.payload(6) == b"answer"
+            bench.backend.half_close()
+
+            assert await bench.client.frame() is None
+            assert await bench.backend.recv() == b""
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (ABNORMAL, "client")
+
+    run(check())
+
+
+def test_a_backend_with_nothing_to_say_to_a_client_that_only_listens_is_left_after_the_close_timeout(run: Run):
+    async def check() -> None:
+        async with Bench(fin_propagate=False, close_timeout_s=5.0) as bench:
+            bench.client.half_close()
+            await bench.wait(5.0 - SLACK_S)
+            assert bench.backend_hears_nothing()
+
+            await bench.wait(LOOKS_S)
+
+            assert await bench.backend.recv() == b""
+            assert await bench.client.frame() is None
+            assert bench.has_ended
+
+    run(check())
+
+
+def test_a_client_that_is_gone_ends_the_backends_input_whatever_fin_propagate_says(run: Run):
+    async def check() -> None:
+        async with Bench(fin_propagate=False, client=tcp_pair) as bench:
+            bench.client.reset()
+
+            assert await bench.backend.recv() == b""
+
+    run(check())
+
+
+def test_a_listening_client_that_goes_away_ends_the_backends_input(run: Run):
+    async def check() -> None:
+        async with Bench(fin_propagate=False) as bench:
+            bench.client.half_close()
+            await turns(8)
+            bench.client.close()
+            await bench.backend.send(b"anybody there?")
+            await bench.wait(2 * LOOK_S)
+
+            assert await bench.backend.recv() == b""
+
+    run(check())
+
+
+def test_a_clients_close_ends_the_backends_input_whatever_fin_propagate_says(run: Run):
+    async def check() -> None:
+        async with Bench(fin_propagate=False) as bench:
+            await bench.says(close_frame(4001))
+            bench.client.half_close()
+
+            assert await bench.backend.recv() == b""
+            bench.backend.close()
+            assert (await bench.client.to_end()).code == 4001
+
+    run(check())
+
+
+def test_leave_ends_the_input_of_a_backend_whose_client_only_listens(run: Run):
+    async def check() -> None:
+        async with Bench(fin_propagate=False, is_binary=True) as bench:
+            bench.client.half_close()
+            await turns(8)
+            bench.relay.leave(GOING_AWAY)
+
+            assert await bench.backend.recv() == b""
+            await bench.backend.send(b"bye")
+            bench.backend.close()
+            assert (await bench.client.to_end()).data == b"bye"
+
+    run(check())
+
+
 # --- leave: the server goes away
 
 
@@ -911,6 +1170,189 @@ def test_a_protocol_error_while_a_leave_waits_for_the_backend_is_1002_at_once(ru
     run(check())
 
 
+HALF_MESSAGES = {
+    "header": frame(BINARY, b"whole") + frame(BINARY, bytes(200))[:3],
+    "frame": frame(BINARY, b"who") + frame(BINARY, b"le" + bytes(200))[: -len(bytes(200))],
+    "fragments": frame(BINARY, b"wh", fin=False) + frame(CONT, b"ole", fin=False),
+}
+
+
+@pytest.mark.parametrize("where", HALF_MESSAGES)
+@pytest.mark.parametrize("code", [GOING_AWAY, 1012])
+def test_a_message_whose_rest_does_not_come_holds_a_leave_up_for_the_close_timeout(run: Run, where, code):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            await bench.wait(100.0)
+            await bench.says(HALF_MESSAGES[where])
+            bench.relay.leave(code)
+            await bench.wait(5.0 - SLACK_S)
+            assert bench.relay.is_open
+            assert bench.hears_nothing()
+
+            await bench.wait(2 * SLACK_S)
+
+            assert await bench.backend.recv_to_end() == b"whole"
+            bench.backend.close()
+            assert (await bench.client.frame()).data == code.to_bytes(2, "big")
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (code, "server")
+
+    run(check())
+
+
+def test_a_message_that_comes_slowly_is_waited_for_where_nothing_limits_a_leave(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            message = frame(BINARY, b"slowly")
+            await bench.says(message[:1])
+            bench.relay.leave(GOING_AWAY)
+            for at in range(1, len(message)):
+                await bench.wait(5.0 - SLACK_S)
+                await bench.says(message[at : at + 1])
+
+            assert await bench.backend.recv_to_end() == b"slowly"
+
+    run(check())
+
+
+def test_a_message_that_never_ends_is_cut_in_time_for_the_close(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            await bench.says(frame(BINARY, b"once", fin=False))
+            bench.relay.leave(GOING_AWAY, 8.0)
+            said = [b"once"]
+            while bench.relay.is_open:
+                said.append(b" and again")
+                await bench.says(frame(CONT, said[-1], fin=False))
+                await bench.wait(TICK_S)
+                assert len(said) < 1000
+
+            assert await bench.backend.recv_to_end() == b"".join(said)
+            assert bench.wheel.now_s == pytest.approx(1000.0 + 8.0 - 2 * 2.0, abs=2 * SLACK_S)
+            bench.backend.close()
+            assert (await bench.client.to_end(answer=True)).code == GOING_AWAY
+
+    run(check())
+
+
+def test_a_message_that_waits_for_a_slow_backend_is_not_silence(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0, narrow=8192) as bench:
+            payload, rest = await bench.stuff_backend()
+            bench.relay.leave(GOING_AWAY)
+            await bench.wait(20.0)
+            assert bench.relay.is_open
+
+            talking = asyncio.ensure_future(bench.client.send(rest))
+            assert await bench.backend.recv_exactly(len(payload)) == payload
+            assert await bench.backend.recv() == b""
+            await talking
+
+    run(check())
+
+
+def test_a_message_that_came_while_the_loop_stood_still_is_not_silence(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=5.0) as bench:
+            message = frame(BINARY, b"late")
+            await bench.says(message[:1])
+            bench.relay.leave(GOING_AWAY)
+            await bench.wait(1.0)
+            bench.client.send_now(message[1:])
+            bench.wheel.advance(bench.wheel.now_s + 100.0)
+
+            assert await bench.backend.recv_to_end() == b"late"
+
+    run(check())
+
+
+def test_a_backend_may_answer_for_longer_than_the_close_timeout_within_the_time_to_leave(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=1.0, is_binary=True) as bench:
+            bench.relay.leave(GOING_AWAY, 8.0)
+            listening = asyncio.ensure_future(bench.client.to_end(answer=True))
+            said = b""
+            while bench.wheel.now_s < 1000.0 + 6.0:
+                said += b"and another thing. "
+                await bench.backend.send(b"and another thing. ")
+                await bench.wait(0.5)
+            assert not listening.done()
+
+            await bench.wait(1.0)
+
+            heard = await listening
+            assert (heard.data, heard.code) == (said, GOING_AWAY)
+            await bench.ended()
+
+    run(check())
+
+
+@pytest.mark.parametrize("within_s", [0.0, 1.0, 8.0, 20.0])
+@pytest.mark.parametrize("state", ["idle", "message", "both full", "client closed", "backend closed", "listening"])
+def test_a_leave_is_over_in_its_time_whatever_the_sides_do_not_do(run: Run, state, within_s):
+    async def check() -> None:
+        async with Bench(close_timeout_s=100.0, narrow=8192, fin_propagate=False) as bench:
+            if state == "message":
+                await bench.says(frame(BINARY, b"abc")[:-1])
+            elif state == "both full":
+                await bench.stuff_client()
+                await bench.stuff_backend()
+            elif state == "client closed":
+                await bench.says(close_frame(4001))
+            elif state == "backend closed":
+                bench.backend.half_close()
+            elif state == "listening":
+                bench.client.half_close()
+            await turns(8)
+            bench.relay.leave(GOING_AWAY, within_s)
+            if within_s:
+                await bench.wait(within_s / 2 - SLACK_S)
+                assert not bench.has_ended
+
+            await bench.wait(within_s / 2 + 3 * SLACK_S)
+
+            assert bench.has_ended
+            code = {"client closed": 4001, "backend closed": NORMAL, "listening": ABNORMAL}.get(state, GOING_AWAY)
+            assert bench.relay.close_code == code
+            if state != "both full":
+                assert (await bench.client.to_end()).code == (None if code == ABNORMAL else code)
+
+    run(check())
+
+
+def test_a_second_leave_may_shorten_the_first(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=100.0) as bench:
+            await bench.says(frame(BINARY, b"abc")[:-1])
+            bench.relay.leave(1012, 1000.0)
+            await bench.wait(10.0)
+            bench.relay.leave(GOING_AWAY, 4.0)
+
+            await bench.wait(4.0 + SLACK_S)
+
+            assert (await bench.client.to_end()).code == GOING_AWAY
+            assert bench.has_ended
+
+    run(check())
+
+
+def test_the_time_to_leave_counts_while_the_legs_are_joined(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=100.0, is_joined=False) as bench:
+            bench.relay.leave(GOING_AWAY, 8.0)
+            await bench.wait(6.0)
+            await bench.attach()
+            bench.relay.join(bytearray(frame(BINARY, b"abc")[:-1]), False)
+
+            await bench.wait(2.0 + SLACK_S)
+
+            assert (await bench.client.to_end()).code == GOING_AWAY
+            assert bench.has_ended
+
+    run(check())
+
+
 # --- abort: at once
 
 
@@ -950,17 +1392,97 @@ def test_abort_of_an_ending_tunnel_keeps_its_code(run: Run, state):
     run(check())
 
 
-def test_abort_in_the_middle_of_a_frame_puts_no_close_into_its_payload(run: Run):
+def test_abort_passes_on_what_has_arrived(run: Run):
     async def check() -> None:
-        async with Bench(narrow=8192, is_binary=True) as bench:
-            said = await bench.stuff_client()
+        async with Bench(is_binary=True) as bench:
+            bench.client.send_now(frame(BINARY, b"to the backend"))
+            bench.backend.send_now(b"to the client")
             bench.relay.abort(GOING_AWAY)
 
-            got = bytearray()
-            with contextlib.suppress(AssertionError, ConnectionResetError):
+            assert await bench.backend.recv_to_end() == b"to the backend"
+            heard = await bench.client.to_end()
+            assert (heard.data, heard.code) == (b"to the client", GOING_AWAY)
+
+    run(check())
+
+
+@pytest.mark.parametrize("said", [close_frame(4001), b"\xff\xff\xff"], ids=["close", "error"])
+def test_abort_may_find_the_clients_end_in_what_has_arrived(run: Run, said):
+    async def check() -> None:
+        async with Bench(is_binary=True) as bench:
+            bench.client.send_now(frame(BINARY, b"bye") + said)
+            bench.relay.abort(GOING_AWAY)
+
+            assert bench.session.endings == 1
+            assert await bench.backend.recv_to_end() == b"bye"
+            code = 1002 if said == b"\xff\xff\xff" else 4001
+            assert bench.relay.close_code == code
+            assert (await bench.client.to_end()).code == (GOING_AWAY if code == 4001 else code)
+
+    run(check())
+
+
+def test_abort_gives_a_slow_client_what_waits_for_it_and_the_close(run: Run):
+    async def check() -> None:
+        async with Bench(narrow=32 * 1024, is_binary=True) as bench:
+            await bench.stuff_client()
+            owed = bench.relay.bytes_out
+            bench.relay.abort(GOING_AWAY)
+            assert bench.session.endings == 1
+
+            heard = await bench.client.to_end()
+
+            assert (len(heard.data), heard.code, heard.reset) == (owed, GOING_AWAY, False)
+
+    run(check())
+
+
+def test_abort_gives_a_slow_backend_what_waits_for_it(run: Run):
+    async def check() -> None:
+        async with Bench(narrow=32 * 1024) as bench:
+            payload, _ = await bench.stuff_backend()
+            owed = bench.relay.bytes_in
+            bench.relay.abort(GOING_AWAY)
+
+            assert await bench.backend.recv_to_end() == payload[:owed]
+
+    run(check())
+
+
+def test_abort_in_the_middle_of_a_frame_puts_no_close_into_its_payload(run: Run):
+    async def check() -> None:
+        async with Bench(client=narrow_pair, is_binary=True) as bench:
+            await bench.backend.send(b"x" * READ_BYTES)
+            await eventually(lambda: bench.relay.bytes_out == READ_BYTES, "one read")
+            bench.relay.abort(GOING_AWAY)
+
+            async def hear() -> None:
                 while (heard := await bench.client.frame()) is not None:
-                    got += heard.data
-            assert said.startswith(got)
+                    assert set(heard.data) == {ord("x")}, heard
+
+            with pytest.raises(AssertionError, match="inside a frame"):
+                await hear()
+
+    run(check())
+
+
+def test_abort_does_not_reset_a_slow_side_that_has_said_more_than_we_could_take(run: Run):
+    """Closing with unread input sends RST, which destroys what the kernel still holds for the peer."""
+
+    async def check() -> None:
+        async with Bench(client=tight_tcp_pair, backend=tight_tcp_pair, is_binary=True) as bench:
+            await bench.stuff_client()
+            message = frame(BINARY, bytes(1 << 20))
+            while _pending(bench.client_socket) == 0:
+                message = message[bench.client.send_now(message[:4096]) :]
+                await turns(8)
+            owed_out, owed_in = bench.relay.bytes_out, bench.relay.bytes_in
+            bench.relay.abort(GOING_AWAY)
+
+            heard = await bench.client.to_end()
+
+            assert (len(heard.data), heard.code, heard.reset) == (owed_out, GOING_AWAY, False)
+            assert len(await bench.backend.recv_to_end()) == owed_in
 
     run(check())
 
@@ -1341,7 +1863,7 @@ def test_a_backends_last_words_before_its_reset_are_delivered_though_a_send_find
         async with Bench(backend=tcp_pair, narrow=8192, is_binary=True) as bench:
             said = await bench.stuff_client()
             assert bench.waiting()
-            _, pending = said, await _pending(bench.backend_socket)
+            pending = _pending(bench.backend_socket)
             bench.backend.reset()
             await bench.says(frame(BINARY, b"into the void"), frame(BINARY, b"and again"))
 
@@ -1355,7 +1877,7 @@ def test_a_backends_last_words_before_its_reset_are_delivered_though_a_send_find
     run(check())
 
 
-async def _pending(sock: socket.socket) -> int:
+def _pending(sock: socket.socket) -> int:
     """Bytes in the socket that nobody has read."""
     return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4)))[0]
 
@@ -1457,5 +1979,63 @@ def test_one_engine_flushes_many_legs_and_watches_none_of_them_afterwards(run: R
 
             assert heard == said
             assert one.waiting() == set()
+
+    run(check())
+
+
+def words() -> memoryview:
+    return memoryview(bytearray(4 * 8)).cast("q")
+
+
+def test_all_tunnels_of_an_engine_count_in_the_same_words(run: Run):
+    async def check() -> None:
+        counters = words()
+        counters[:] = memoryview(struct.pack("4q", 1, 1 << 40, 0, -1)).cast("q")
+        for _ in range(2):
+            async with Bench(is_binary=True, counters=counters) as bench:
+                await bench.says(frame(BINARY, b"one"), frame(TEXT, b"t", fin=False), frame(PING), frame(CONT, b"wo"))
+                await bench.backend.send(b"answer")
+                assert (await bench.client.frame()).opcode is PONG
+                assert await bench.client.payload(6) == b"answer"
+                await bench.says(frame(BINARY, b"half a message", fin=False), close_frame(NORMAL))
+                bench.backend.close()
+                await bench.client.to_end()
+
+        assert list(counters) == [1 + 2 * 20, (1 << 40) + 2 * 6, 2 * 2, -1 + 2]
+
+    run(check())
+
+
+def test_what_is_dropped_is_not_counted(run: Run):
+    async def check() -> None:
+        counters = words()
+        async with Bench(counters=counters) as bench:
+            await bench.says(b"\xff\xff\xff", frame(BINARY, b"too late"))
+            await bench.backend.send(b"too late")
+            assert not (await bench.client.to_end(answer=True)).data
+
+        assert list(counters) == [0, 0, 0, 0]
+
+    run(check())
+
+
+@pytest.mark.parametrize(
+    "counters",
+    [
+        memoryview(bytearray(3 * 8)).cast("q"),
+        memoryview(bytearray(5 * 8)).cast("q"),
+        memoryview(bytes(4 * 8)).cast("q"),
+        memoryview(bytearray(4 * 8)).cast("d"),
+        bytearray(4 * 8),
+    ],
+    ids=["too few", "too many", "read-only", "floats", "bytes"],
+)
+def test_counters_that_cannot_be_counted_in_are_refused(run: Run, counters):
+    async def check() -> None:
+        wheel = TimerWheel(TICK_S, 0.0)
+        loop = asyncio.get_running_loop()
+        with pytest.raises((ValueError, BufferError)):
+            Engine(loop, wheel, read_bytes=READ_BYTES, turn_bytes=TURN_BYTES, look_s=LOOK_S, counters=counters).close()
+        assert len(wheel) == 0
 
     run(check())
