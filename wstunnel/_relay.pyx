@@ -408,7 +408,7 @@ cdef class Leg:
         """Before a close: read what nobody will. Unread input makes the kernel send RST, which destroys what is still
         on its way to the peer."""
         cdef uint8_t scrap[DISCARD_BYTES]
-        cdef size_t left = self.unread()
+        cdef size_t left = self.unread() + self.engine.turn_bytes
         cdef ssize_t r
         while left:
             r = recv(self.fd, scrap, DISCARD_BYTES, MSG_DONTWAIT)
