@@ -72,12 +72,12 @@ class RestartGate:
         self._started_at_s = None
         if is_healthy:
             return 0.0
+        if self.circuit in {Circuit.OPEN, Circuit.HALF_OPEN}:
+            return self.give_up()
         recent = [at_s for at_s in self._short_at_s if at_s > now_s - self.limits.window_s]
-        self._short_at_s = [*recent, now_s][-self.limits.max_deaths :]
-        is_open = self.circuit in {Circuit.OPEN, Circuit.HALF_OPEN}
-        if is_open or len(self._short_at_s) >= self.limits.max_deaths:
-            self.circuit = Circuit.OPEN
-            return self.limits.probe_after_s
+        self._short_at_s = [*recent, now_s]
+        if len(self._short_at_s) >= self.limits.max_deaths:
+            return self.give_up()
         self.circuit = Circuit.LOOPING
         self._next_wait_s = min(max(self._next_wait_s * 2, self.limits.first_wait_s), self.limits.max_wait_s)
         return self._next_wait_s
