@@ -1,4 +1,4 @@
-"""Accepting within a budget, without descriptors, and not at the others' expense."""
+"""Accepting within a budget, without descriptors, in turns with other workers, and not at the others' expense."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Run
 from tests.wire.sockets import eventually, turns
 from wstunnel.limits import AcceptLimits
 from wstunnel.net.accept import Acceptor, peer_name
-from wstunnel.net.listen import Listener, open_listener
+from wstunnel.net.listen import Listener, open_listener, open_listeners
 from wstunnel.settings import TcpAddress, UnixAddress
 
 LIMITS = AcceptLimits()
@@ -48,8 +48,8 @@ class Loop:
     def remove_reader(self, fd: int) -> None:
         del self.readers[fd]
 
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(self.now_s + delay_s, callback)
+    def call_later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> Timer:
+        timer = Timer(self.now_s + delay_s, lambda: callback(*args))
         self.timers.append(timer)
         return timer
 
@@ -111,17 +111,29 @@ def accepted() -> Iterator[list[socket.socket]]:
 class Stand:
     """An acceptor over fake listeners on a fake loop."""
 
-    def __init__(self, accepted: list[socket.socket], *, max_connections: int = 1000, listeners: int = 1) -> None:
+    def __init__(
+        self,
+        accepted: list[socket.socket],
+        *,
+        max_connections: int = 1000,
+        listeners: int = 1,
+        shared: tuple[int, ...] = (),
+    ) -> None:
         self.loop = Loop()
+        self.is_our_turn = True
         self.backlogs = [Backlog(100 + index) for index in range(listeners)]
         self.backlog = self.backlogs[0]
         self.accepted = accepted
         self.acceptor = Acceptor(
             self.loop,
-            [Listener(backlog, TcpAddress("127.0.0.1", 1), None) for backlog in self.backlogs],
+            [
+                Listener(backlog, TcpAddress("127.0.0.1", 1), is_shared=index in shared)
+                for index, backlog in enumerate(self.backlogs)
+            ],
             max_connections=max_connections,
             limits=LIMITS,
             on_connection=accepted.append,
+            may_accept=lambda: self.is_our_turn,
         )
         self.acceptor.start()
 
@@ -385,6 +397,189 @@ def test_a_pause_that_ends_with_the_budget_used_up_does_not_let_anybody_in(accep
 
     assert len(accepted) == 1
     assert not stand.is_listening
+
+
+# --- a listener that several workers share
+
+
+def test_a_shared_listener_is_left_to_less_busy_workers_for_a_moment(accepted):
+    stand = Stand(accepted, shared=(0,))
+    stand.is_our_turn = False
+    stand.backlog.waiting = [1, 1]
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert accepted == []
+    assert stand.backlog.calls == 0
+    assert not stand.is_listening, "it would spin"
+    stand.is_our_turn = True
+    stand.loop.wait(LIMITS.yield_s)
+    stand.loop.readable(stand.backlog.fd)
+    assert len(accepted) == 2
+
+
+def test_whose_turn_it_is_is_asked_before_each_connection(accepted):
+    """The first worker that wakes up would take all that have come at once."""
+    stand = Stand(accepted, shared=(0,))
+    stand.acceptor._may_accept = lambda: len(accepted) < 3
+    stand.backlog.waiting = [1] * 10
+
+    stand.loop.readable(stand.backlog.fd)
+
+    assert len(accepted) == 3
+    assert not stand.is_listening
+
+
+def test_a_listener_of_our_own_is_nobody_elses_turn(accepted):
+    stand = Stand(accepted, listeners=2, shared=(1,))
+    stand.is_our_turn = False
+    for backlog in stand.backlogs:
+        backlog.waiting = [1]
+        stand.loop.readable(backlog.fd)
+
+    assert len(accepted) == 1
+    assert stand.backlogs[1].waiting == [1]
+    assert set(stand.loop.readers) == {100}
+
+
+def left_alone(stand: Stand) -> int:
+    """How many times in a row somebody waits in vain."""
+    times = 0
+    before = len(stand.accepted)
+    while len(stand.accepted) == before:
+        assert stand.loop.readable(stand.backlog.fd)
+        if len(stand.accepted) == before:
+            times += 1
+        stand.loop.wait(LIMITS.yield_s)
+    return times
+
+
+def test_a_connection_that_no_other_worker_takes_is_taken_in_the_end_and_only_one(accepted):
+    """The less busy worker may hang, and its load stays low."""
+    stand = Stand(accepted, shared=(0,))
+    stand.is_our_turn = False
+    stand.backlog.waiting = [1, 1, 1]
+
+    assert left_alone(stand) == LIMITS.max_yields
+    assert len(accepted) == 1
+    assert left_alone(stand) == LIMITS.max_yields - 1, "the next one has waited as long, but for one pause"
+
+
+def test_others_that_do_take_them_are_trusted_again(accepted):
+    stand = Stand(accepted, shared=(0,))
+    stand.is_our_turn = False
+    for _ in range(3 * LIMITS.max_yields):
+        stand.backlog.waiting = [1]
+        stand.loop.readable(stand.backlog.fd)
+        stand.backlog.waiting = []  # another worker was quicker
+        stand.loop.wait(LIMITS.yield_s)
+        stand.loop.wait(LIMITS.yield_s * 2)
+
+    assert accepted == []
+
+
+def test_a_budget_that_is_used_up_leaves_alone_what_is_left_alone(accepted):
+    stand = Stand(accepted, max_connections=1, listeners=2, shared=(0,))
+    stand.is_our_turn = False
+    stand.loop.readable(stand.backlog.fd)
+    stand.backlogs[1].waiting = [1, 1]
+    stand.loop.readable(stand.backlogs[1].fd)
+    assert not stand.is_listening
+
+    stand.acceptor.release()
+    assert set(stand.loop.readers) == {101}
+    stand.loop.wait(LIMITS.yield_s)
+    assert set(stand.loop.readers) == {100, 101}
+
+
+def test_a_moment_that_ends_while_the_budget_is_used_up_lets_nobody_in(accepted):
+    stand = Stand(accepted, max_connections=1, listeners=2, shared=(0,))
+    stand.is_our_turn = False
+    stand.loop.readable(stand.backlog.fd)
+    stand.backlogs[1].waiting = [1, 1]
+    stand.loop.readable(stand.backlogs[1].fd)
+
+    stand.loop.wait(LIMITS.yield_s)
+
+    assert not stand.is_listening
+    stand.acceptor.release()
+    assert set(stand.loop.readers) == {100, 101}
+
+
+def test_stop_ends_the_moment_too(accepted):
+    stand = Stand(accepted, shared=(0,))
+    stand.is_our_turn = False
+    stand.loop.readable(stand.backlog.fd)
+
+    stand.acceptor.stop()
+    assert stand.loop.pause_s() is None
+    stand.loop.wait(1.0)
+
+    assert not stand.is_listening
+
+
+def test_workers_that_share_a_listener_take_the_same_number(run: Run, tmp_path):
+    """Each has a descriptor of its own for the one socket, as after an exec."""
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        listener = open_listener(UnixAddress(str(tmp_path / "s")), backlog=256)
+        held: list[list[socket.socket]] = [[], []]
+        acceptors = []
+        for mine in held:
+            own = Listener(listener.socket.dup(), listener.address, is_shared=True)
+            acceptors.append(
+                Acceptor(
+                    loop,
+                    [own],
+                    max_connections=999,
+                    limits=LIMITS,
+                    on_connection=mine.append,
+                    may_accept=lambda mine=mine: len(mine) <= min(map(len, held)),
+                )
+            )
+            acceptors[-1].start()
+        clients = []
+        for _ in range(200):
+            clients.append(socket.socket(socket.AF_UNIX))
+            clients[-1].connect(listener.address.path)
+            if len(clients) % 10 == 0:
+                await turns(1)
+        await eventually(lambda: sum(map(len, held)) == len(clients), "all connections")
+        assert abs(len(held[0]) - len(held[1])) <= 20
+        for acceptor in acceptors:
+            acceptor.stop()
+            for own in acceptor._listeners:
+                own.socket.close()
+        for sock in (*clients, *held[0], *held[1]):
+            sock.close()
+        listener.close()
+
+    run(check())
+
+
+def test_a_listener_that_does_not_listen_yet_begins_with_the_worker(run: Run):
+    """A reload with more workers adds a socket; nobody waits in its backlog before there is somebody to take him."""
+
+    async def check() -> None:
+        (both,) = open_listeners([TcpAddress("127.0.0.1", 0)], count=1, backlog=256)
+        both.grow(2)
+        (added,) = both.share(1, 2)
+        held: list[socket.socket] = []
+        acceptor = Acceptor(
+            asyncio.get_running_loop(), [added], max_connections=99, limits=LIMITS, on_connection=held.append
+        )
+        assert not added.is_listening
+        acceptor.start()
+        assert added.is_listening
+        clients = [socket.create_connection((both.address.host, both.address.port)) for _ in range(40)]
+        await eventually(lambda: bool(held), "a connection")
+        acceptor.stop()
+        for sock in (*clients, *held):
+            sock.close()
+        both.close()
+
+    run(check())
 
 
 # --- stop
