@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import shlex
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -278,7 +279,8 @@ def _groups(hosts: Sequence[HostSlots]) -> tuple[_Group, ...]:
     seen: dict[str, int] = {}
     groups = []
     for index, each in enumerate(hosts):
-        name = each.host.socket or f"{each.host.host}:{each.host.port}"
+        host = each.host
+        name = host.socket or (shlex.join(host.bin_path) if host.port is None else f"{host.host}:{host.port}")
         seen[name] = seen.get(name, 0) + 1
         groups.append(_Group(index, each, f"{name}\0{seen[name]}\0"))
     return tuple(groups)

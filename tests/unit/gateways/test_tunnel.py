@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,10 +14,15 @@ import pytest
 from tests.conftest import Run, open_descriptors
 from tests.wire.sockets import eventually, turns
 from wstunnel.errors import BackendError
+from wstunnel.gateways.claim import Connected
 from wstunnel.gateways.tunnel import TunnelGateway
-from wstunnel.limits import Limits
-from wstunnel.settings import Address, TcpAddress, UnixAddress
-from wstunnel.supervise.pool import Pool
+from wstunnel.limits import Limits, MasterLimits
+from wstunnel.proto.request import Request
+from wstunnel.settings import Address, Balance, Host, TcpAddress, UnixAddress
+from wstunnel.supervise.balance import Balancer, HostSlots
+from wstunnel.supervise.board import Board, SlotColumn, SlotState
+from wstunnel.supervise.place import SlotPlace
+from wstunnel.supervise.slot import Slot
 
 
 class Backends:
@@ -89,52 +96,87 @@ def backends(tmp_path: Any) -> Iterator[Backends]:
     made.close()
 
 
-async def pool_of(*addresses: Address) -> Pool:
-    pool = Pool("echo", addresses=addresses, limits=Limits())
-    await pool.start()
-    return pool
+REQUEST = Request(
+    method="GET", target="/ws?x", path="/ws", query="x", host="Here.test", headers=(), peer="127.0.0.1:4711"
+)
 
 
-def loads(pool: Pool) -> list[int]:
-    return [slot.load for slot in pool.slots]
+class Stand:
+    """A gateway to slots at the given addresses, all of one host, or each a host of its own."""
+
+    def __init__(self, *addresses: Address, kind: Balance = "least-connection", hosts: int = 1, **options: Any) -> None:
+        limits = Limits(master=MasterLimits(worker_rows=2, slot_rows=8))
+        self.board = Board(limits.master)
+        self.now_s = 0.0
+        slots = []
+        for row, address in enumerate(addresses):
+            self.board.slot(row)[SlotColumn.STATE] = SlotState.RUNNING
+            slots.append(Slot(SlotPlace(f"echo-{row}", address, row), self.board, 1, limits))
+        groups = [slots] if hosts == 1 else [[slot] for slot in slots]
+        self.slots = slots
+        self.balancer = Balancer(
+            [HostSlots(Host(socket=f"/run/{number}", **options), group) for number, group in enumerate(groups)],
+            kind,
+            limits=limits,
+            clock=lambda: self.now_s,
+        )
+        self.gateway = TunnelGateway(self.balancer, "/ws")
+
+    async def connect(self, **changes: str) -> Connected:
+        return await self.gateway.connect(replace(REQUEST, **changes))
+
+    @property
+    def loads(self) -> list[int]:
+        return [slot.load for slot in self.slots]
+
+    def is_disabled(self, row: int) -> bool:
+        return self.slots[row].disabled_until_s > self.now_s
 
 
-def gateway_to(pool: Pool, *, connect_timeout_s: float = 8.0) -> TunnelGateway:
-    return TunnelGateway(pool, connect_timeout_s=connect_timeout_s)
+@pytest.fixture
+def stand() -> Iterator[Callable[..., Stand]]:
+    made: list[Stand] = []
+
+    def make(*addresses: Address, **named: Any) -> Stand:
+        made.append(Stand(*addresses, **named))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.board.close()
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-def test_a_connection_is_ready_for_the_loop_and_counts_until_it_is_closed(run: Run, backends, kind):
+def test_a_connection_is_ready_for_the_loop_and_counts_until_it_is_closed(run: Run, stand, backends, kind):
     async def check() -> None:
-        pool = await pool_of(backends.unix("s") if kind == "unix" else backends.tcp())
+        to = stand(backends.unix("s") if kind == "unix" else backends.tcp())
 
-        connected = await gateway_to(pool).connect()
+        connected = await to.connect()
 
-        assert loads(pool) == [1]
+        assert to.loads == [1]
         assert not connected.socket.getblocking()
         connected.socket.getpeername()
         if kind == "tcp":
             assert connected.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         connected.close()
-        assert loads(pool) == [0]
+        assert to.loads == [0]
         assert connected.socket.fileno() == -1
         connected.close()
-        assert loads(pool) == [0]
+        assert to.loads == [0]
 
     run(check())
 
 
-def test_the_slot_with_the_fewest_connections_is_chosen(run: Run, backends):
+def test_the_slot_with_the_fewest_connections_is_chosen(run: Run, stand, backends):
     async def check() -> None:
-        pool = await pool_of(backends.unix("a"), backends.unix("b"), backends.unix("c"))
-        gateway = gateway_to(pool)
+        to = stand(backends.unix("a"), backends.unix("b"), backends.unix("c"))
 
-        held = [await gateway.connect() for _ in range(6)]
-        assert loads(pool) == [2, 2, 2]
+        held = [await to.connect() for _ in range(6)]
+        assert to.loads == [2, 2, 2]
 
         held[4].close()
-        held.append(await gateway.connect())
-        assert loads(pool) == [2, 2, 2]
+        held.append(await to.connect())
+        assert to.loads == [2, 2, 2]
         for connected in held:
             connected.close()
 
@@ -142,15 +184,15 @@ def test_the_slot_with_the_fewest_connections_is_chosen(run: Run, backends):
 
 
 @pytest.mark.parametrize("kind", ["dead", "missing", "full_unix", "refused_tcp"])
-def test_a_slot_that_cannot_be_had_is_passed_over_for_a_live_one(run: Run, backends, kind):
+def test_a_slot_that_cannot_be_had_is_passed_over_for_a_live_one(run: Run, stand, backends, kind):
     async def check() -> None:
         make = getattr(backends, kind)
         first = make() if kind == "refused_tcp" else make("a")
-        pool = await pool_of(first, backends.unix("b"))
+        to = stand(first, backends.unix("b"))
 
-        connected = await gateway_to(pool).connect()
+        connected = await to.connect()
 
-        assert loads(pool) == [0, 1]
+        assert to.loads == [0, 1]
         assert connected.socket.getpeername() == str(backends.missing("b").path)
         connected.close()
 
@@ -165,96 +207,225 @@ def test_a_slot_that_cannot_be_had_is_passed_over_for_a_live_one(run: Run, backe
         ("full_unix", "its backlog is full"),
     ],
 )
-def test_no_slot_at_all_is_503_and_says_why(run: Run, backends, kind, reason):
+def test_no_slot_at_all_is_503_and_says_why(run: Run, stand, backends, kind, reason):
     async def check() -> None:
         address = getattr(backends, kind)("a")
-        pool = await pool_of(address)
+        to = stand(address)
         before = open_descriptors()
 
         with pytest.raises(BackendError) as raised:
-            await gateway_to(pool).connect()
+            await to.connect()
 
         assert raised.value.status == 503
-        assert str(raised.value) == f"no backend of echo can be connected: {address}: {reason}"
-        assert loads(pool) == [0]
+        assert str(raised.value) == f"no backend of /ws can be connected: {address}: {reason}"
+        assert to.loads == [0]
         assert open_descriptors() == before
 
     run(check())
 
 
-def test_each_slot_is_tried_once_and_the_last_reason_is_named(run: Run, backends):
+def test_each_slot_is_tried_once_and_the_last_reason_is_named(run: Run, stand, backends):
     async def check() -> None:
-        pool = await pool_of(backends.missing("a"), backends.dead("b"))
+        to = stand(backends.missing("a"), backends.dead("b"))
         with pytest.raises(BackendError, match=r"unix:.*/b: Connection refused"):
-            await gateway_to(pool).connect()
-        assert loads(pool) == [0, 0]
+            await to.connect()
+        assert to.loads == [0, 0]
 
     run(check())
 
 
-def test_a_pool_without_slots_is_503(run: Run):
+def test_a_route_without_slots_is_503(run: Run, stand):
     async def check() -> None:
         with pytest.raises(BackendError, match="no slot"):
-            await gateway_to(await pool_of()).connect()
+            await stand().connect()
 
     run(check())
 
 
-def test_a_refused_tcp_connect_is_503_and_says_so(run: Run, backends):
+def test_a_refused_tcp_connect_is_503_and_says_so(run: Run, stand, backends):
     async def check() -> None:
         address = backends.refused_tcp()
-        pool = await pool_of(address)
+        to = stand(address)
         await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 0)  # starts what the loop resolves with
         before = open_descriptors()
 
         with pytest.raises(BackendError, match=f"{address}: Connection refused"):
-            await gateway_to(pool).connect()
+            await to.connect()
 
-        assert loads(pool) == [0]
+        assert to.loads == [0]
         await eventually(lambda: open_descriptors() == before, "the socket closed")
 
     run(check())
 
 
-def test_a_tcp_connect_that_nobody_answers_ends_with_the_connect_timeout(run: Run, backends):
+def test_a_tcp_connect_that_nobody_answers_ends_with_the_connect_timeout(run: Run, stand, backends):
     async def check() -> None:
-        pool = await pool_of(backends.mute_tcp(), backends.mute_tcp())
+        to = stand(backends.mute_tcp(), backends.mute_tcp(), connect_timeout_s=0.05)
         await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 0)
         before = open_descriptors()
 
         with pytest.raises(BackendError, match="no answer within connect-timeout"):
-            await gateway_to(pool, connect_timeout_s=0.05).connect()
+            await to.connect()
 
-        assert loads(pool) == [0, 0]
+        assert to.loads == [0, 0]
         await eventually(lambda: open_descriptors() == before, "the sockets closed")
 
     run(check())
 
 
-def test_a_mute_slot_costs_its_timeout_and_the_next_one_is_taken(run: Run, backends):
+def test_a_mute_slot_costs_its_timeout_and_the_next_one_is_taken(run: Run, stand, backends):
     async def check() -> None:
-        pool = await pool_of(backends.mute_tcp(), backends.tcp())
+        to = stand(backends.mute_tcp(), backends.tcp(), connect_timeout_s=0.05)
 
-        connected = await gateway_to(pool, connect_timeout_s=0.05).connect()
+        connected = await to.connect()
 
-        assert loads(pool) == [0, 1]
+        assert to.loads == [0, 1]
         connected.close()
 
     run(check())
 
 
-@pytest.mark.parametrize("host", ["fe80::1%no-such-link", "a" * 64 + ".invalid", "a..b"])
-def test_a_host_name_that_cannot_be_resolved_is_no_backend(run: Run, host):
+# --- which one is asked
+
+
+async def names(to: Stand, *changes: dict[str, str]) -> set[str]:
+    """The slots that requests with these changes are taken to."""
+    found = set()
+    for change in changes:
+        connected = await to.connect(**change)
+        assert connected.lease.name == f"echo-{connected.lease.host_index}"
+        found.add(connected.lease.name)
+        connected.close()
+    return found
+
+
+def test_what_a_request_is_hashed_by_is_its_host_in_any_spelling_and_its_path(run: Run, stand, backends):
     async def check() -> None:
-        pool = await pool_of(TcpAddress(host, 1))
-        with pytest.raises(BackendError, match="no backend of echo can be connected"):
-            await gateway_to(pool).connect()
-        assert loads(pool) == [0]
+        to = stand(*(backends.unix(name) for name in "abcdefgh"), kind="hash", hosts=8)
+
+        alike = await names(to, {}, {"host": "HERE.TEST"}, {"peer": "10.0.0.7:1"}, {"query": "y", "target": "/ws?y"})
+
+        assert len(alike) == 1
+        assert len(await names(to, *({"path": f"/{number}"} for number in range(8)))) > 2
+        assert len(await names(to, *({"host": f"{number}.test"} for number in range(8)))) > 2
 
     run(check())
 
 
-def test_each_address_of_a_name_is_tried(backends, monkeypatch):
+@pytest.mark.parametrize("client", ["10.0.0.7:{}", "[fe80::1]:{}"])
+def test_a_client_sticks_to_its_host_from_whatever_port_it_comes(run: Run, stand, backends, client):
+    async def check() -> None:
+        to = stand(*(backends.unix(name) for name in "abcdefgh"), kind="sticky", hosts=8)
+
+        assert len(await names(to, *({"peer": client.format(port), "path": f"/{port}"} for port in range(1, 9)))) == 1
+        assert len(await names(to, *({"peer": f"10.0.0.{number}:1"} for number in range(8)))) > 2
+
+    run(check())
+
+
+def test_the_timeout_is_that_of_the_host_that_is_connected(run: Run, stand, backends, monkeypatch):
+    async def check() -> None:
+        to = stand(backends.mute_tcp(), backends.tcp(), hosts=2, connect_timeout_s=0.05)
+        hosts = [HostSlots(Host(socket="/run/0", connect_timeout_s=0.01), to.slots[:1])]
+        hosts += [HostSlots(Host(socket="/run/1", connect_timeout_s=40.0), to.slots[1:])]
+        to.gateway = TunnelGateway(Balancer(hosts, "round-robin", limits=Limits(), clock=lambda: to.now_s), "/ws")
+        waits: list[float | None] = []
+        timeout = asyncio.timeout
+        monkeypatch.setattr(asyncio, "timeout", lambda delay_s: waits.append(delay_s) or timeout(delay_s))
+
+        connected = await to.connect()
+
+        assert waits == [0.01, 40.0]
+        assert connected.lease.host_index == 1
+        connected.close()
+
+    run(check())
+
+
+# --- disable-time
+
+
+@pytest.mark.parametrize("kind", ["dead", "missing", "refused_tcp", "mute_tcp"])
+def test_a_slot_that_could_not_be_connected_is_not_tried_for_disable_time(run: Run, stand, backends, kind):
+    async def check() -> None:
+        make = getattr(backends, kind)
+        to = stand(make() if "tcp" in kind else make("a"), connect_timeout_s=0.05, disable_time_s=3.0)
+        with pytest.raises(BackendError):
+            await to.connect()
+
+        with pytest.raises(BackendError) as raised:
+            await to.connect()
+        assert raised.value.status == 503
+        assert str(raised.value) == (
+            "no backend of /ws can be connected: echo-0 could not be connected less than disable-time ago"
+        )
+        to.now_s = 3.0
+        with pytest.raises(BackendError, match=r"refused|No such file|no answer"):
+            await to.connect()
+
+    run(check())
+
+
+def test_a_full_backlog_is_asked_again_at_once(run: Run, stand, backends):
+    """It has room as soon as the backend accepts."""
+
+    async def check() -> None:
+        to = stand(backends.full_unix("a"))
+        for _ in range(2):
+            with pytest.raises(BackendError, match="its backlog is full"):
+                await to.connect()
+        assert not to.is_disabled(0)
+
+    run(check())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
+def test_what_we_lack_is_not_held_against_the_backend(run: Run, stand, backends, monkeypatch, number):
+    async def check() -> None:
+        def fail(*_: object) -> socket.socket:
+            raise OSError(number, "none left")
+
+        to = stand(backends.unix("a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socket", fail)
+            with pytest.raises(BackendError):
+                await to.connect()
+
+        (await to.connect()).close()
+
+    run(check())
+
+
+def test_a_backend_that_may_not_be_connected_for_its_load_is_503_and_says_so(run: Run, stand, backends):
+    async def check() -> None:
+        to = stand(backends.unix("a"), max_load_policy="refuse")
+        held = await to.connect()
+
+        with pytest.raises(BackendError, match="max-load-policy is to refuse more") as raised:
+            await to.connect()
+
+        assert raised.value.status == 503
+        held.close()
+        (await to.connect()).close()
+
+    run(check())
+
+
+# --- names, and being called off
+
+
+@pytest.mark.parametrize("host", ["fe80::1%no-such-link", "a" * 64 + ".invalid", "a..b"])
+def test_a_host_name_that_cannot_be_resolved_is_no_backend(run: Run, stand, host):
+    async def check() -> None:
+        to = stand(TcpAddress(host, 1))
+        with pytest.raises(BackendError, match="no backend of /ws can be connected"):
+            await to.connect()
+        assert to.loads == [0]
+
+    run(check())
+
+
+def test_each_address_of_a_name_is_tried(stand, backends, monkeypatch):
     """As with `localhost`, whose backend listens on one of ::1 and 127.0.0.1 only. (uvloop's resolver is libuv's.)"""
 
     async def check() -> None:
@@ -263,9 +434,9 @@ def test_each_address_of_a_name_is_tried(backends, monkeypatch):
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address.host, address.port)) for address in (refused, alive)
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_named: both)
-        pool = await pool_of(TcpAddress("backend.test", 80))
+        to = stand(TcpAddress("backend.test", 80))
 
-        connected = await gateway_to(pool).connect()
+        connected = await to.connect()
 
         assert connected.socket.getpeername() == (alive.host, alive.port)
         connected.close()
@@ -274,14 +445,14 @@ def test_each_address_of_a_name_is_tried(backends, monkeypatch):
 
 
 @pytest.mark.parametrize("turn", range(6))
-def test_a_connect_that_is_called_off_gives_the_lease_and_the_socket_back(run: Run, backends, turn):
+def test_a_connect_that_is_called_off_gives_the_lease_and_the_socket_back(run: Run, stand, backends, turn):
     """At each of its awaits: while the name is resolved, and while the connect waits."""
 
     async def check() -> None:
-        pool = await pool_of(backends.mute_tcp())
+        to = stand(backends.mute_tcp())
         await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 0)
         before = open_descriptors()
-        connecting = asyncio.ensure_future(gateway_to(pool).connect())
+        connecting = asyncio.ensure_future(to.connect())
         if turn == 5:
             await eventually(lambda: open_descriptors() != before, "the connect under way")
         await turns(turn)
@@ -290,7 +461,7 @@ def test_a_connect_that_is_called_off_gives_the_lease_and_the_socket_back(run: R
 
         with pytest.raises(asyncio.CancelledError):
             await connecting
-        assert loads(pool) == [0]
+        assert to.loads == [0]
         await eventually(lambda: open_descriptors() == before, "the socket closed")
 
     run(check())
