@@ -1,34 +1,43 @@
-"""`python -m wstunnel ...`: arguments -> Settings -> a tunnel that runs until it is asked to end."""
+"""`python -m wstunnel ...`: arguments -> Settings -> a master that runs until it is asked to end, or a word to one."""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from functools import partial
+from typing import IO, Any
 
 import uvloop
 
 from wstunnel import __version__
 from wstunnel.config.check import as_toml
-from wstunnel.config.flags import flag_parser, settings_of
+from wstunnel.config.flags import COMMANDS, asked_of_running, flag_parser, settings_of
 from wstunnel.config.names import nearest
+from wstunnel.config.reload import unreloadable
 from wstunnel.config.rules import Settled
+from wstunnel.config.runtime import control_socket
+from wstunnel.config.service import ServiceEnvironment, service_environment
 from wstunnel.errors import ConfigError, StartError
+from wstunnel.server import report
+from wstunnel.server.activation import passed_listeners
+from wstunnel.server.control import ask
+from wstunnel.server.image import STATE_VARIABLE, Image, inherited_state
 from wstunnel.server.logs import open_logs
-from wstunnel.server.tunnel import Tunnel
+from wstunnel.server.master import SIGNALS, Master
+from wstunnel.server.notify import Notifier
 from wstunnel.settings import Address, Settings, TcpAddress
 from wstunnel.supervise.spawn import catch_ignored_signals
 
 __all__ = ["main"]
 
 _ENDED, _FAILED, _UNUSABLE = 0, 1, 2
-_CHECK = "check"
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 _logger = logging.getLogger("wstunnel")
@@ -40,21 +49,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     out     0 ended as asked, 1 failed at run time, 2 unusable configuration
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    is_check = words[:1] == [_CHECK]
+    command = words.pop(0) if words and not words[0].startswith("-") else None
     try:
-        if words and not is_check and not words[0].startswith("-"):
-            meant = nearest(words[0], (_CHECK,))
-            raise ConfigError((f"{words[0]}: unknown command" + (f"; did you mean {meant}?" if meant else ""),))
-        parser = flag_parser()
-        said, strangers = parser.parse_known_args(words[is_check:])
+        if command is not None and command not in COMMANDS:
+            meant = nearest(command, COMMANDS)
+            raise ConfigError((f"{command}: unknown command" + (f"; did you mean {meant}?" if meant else ""),))
+        parser = flag_parser(command)
+        said, strangers = parser.parse_known_args(words)
         if said.help or said.version:
             sys.stdout.write(parser.format_help() if said.help else f"wstunnel {__version__}\n")
             return _ENDED
-        settled = settings_of(said, strangers)
+        match command:
+            case None:
+                return _run(words, _interpreter(len(words)) if argv is None else (sys.executable, "-m", "wstunnel"))
+            case "check":
+                return _check(settings_of(said, strangers))
+            case _:
+                return _tell_running(command, said, control_socket(asked_of_running(said, strangers)))
     except ConfigError as bad:
         _tell(sys.stderr, *(f"wstunnel: {problem}" for problem in bad.problems))
         return _UNUSABLE
-    return _check(settled) if is_check else _run(settled)
+    except StartError as bad:
+        _tell(sys.stderr, f"wstunnel: {bad}")
+        return _FAILED
 
 
 def _check(settled: Settled) -> int:
@@ -63,54 +80,129 @@ def _check(settled: Settled) -> int:
     return _ENDED
 
 
-def _run(settled: Settled) -> int:
-    open_logs(settled.settings.log_level, settled.settings.log_format)
-    for warning in settled.warnings:
-        _logger.warning("%s", warning)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(_serve(settled.settings))
-        except StartError as bad:
-            _tell(sys.stderr, f"wstunnel: {bad}")
-            return _FAILED
+# --- a word to one that runs
+
+
+def _tell_running(command: str, said: argparse.Namespace, control: str) -> int:
+    limits = Settings().limits.master
+    asking = partial(ask, control, timeout_s=limits.control_timeout_s)
+    if command == "status":
+        return _status(said, lambda: asking("status"))
+    answer = asking(command)
+    if not answer["ok"]:
+        _tell(sys.stderr, f"wstunnel: {answer['error']}")
+        return _FAILED
     return _ENDED
 
 
-async def _serve(settings: Settings) -> None:
-    """Serve until a signal asks for the end; a second one cuts the stop short."""
+def _status(said: argparse.Namespace, asking: Callable[[], dict[str, Any]]) -> int:
+    if said.json:
+        sys.stdout.write(report.as_json(asking))
+        return _ENDED
+    if said.watch:
+        return report.watch(asking, write=_page, size=shutil.get_terminal_size, colour=sys.stdout.isatty())
+    width = shutil.get_terminal_size().columns
+    sys.stdout.write(report.once(asking, width=width, colour=sys.stdout.isatty()))
+    return _ENDED
+
+
+def _page(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+# --- being one that runs
+
+
+def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
+    """Serve what the flags, and the file that they name, say."""
+    settled = _settle(words)
+    environment = service_environment(os.environ, os.getpid())
+    state_fd = os.environ.pop(STATE_VARIABLE, None)
+    settings = settled.settings
+    open_logs(settings.log_level, settings.log_format, settings.log_file)
+    for warning in settled.warnings:
+        _logger.warning("%s", warning)
+    image = Image(tuple(prefix), tuple(words))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, partial(_settle, words), environment, image, state_fd))
+    return _ENDED
+
+
+def _interpreter(words: int) -> tuple[str, ...]:
+    """How Python was made to run us, without our own arguments, of which there were so many."""
+    return (sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - words])
+
+
+def _settle(words: Sequence[str]) -> Settled:
+    return settings_of(*flag_parser().parse_known_args(words))
+
+
+async def _serve(
+    settings: Settings,
+    settle: Callable[[], Settled],
+    environment: ServiceEnvironment,
+    image: Image,
+    state_fd: str | None,
+) -> None:
+    """Serve until a signal or a command asks for the end; a second one cuts the stop short."""
     loop = asyncio.get_running_loop()
-    tunnel = Tunnel(settings)
-    asked = asyncio.Event()
-    is_cut_short = False
+    inherited = None if state_fd is None else inherited_state(int(state_fd))
 
-    def stop(number: signal.Signals) -> None:
-        nonlocal is_cut_short
-        if not asked.is_set():
-            _logger.info("%s: ending", number.name)
-            asked.set()
-            return
-        if not is_cut_short:  # said once: a flood of signals must not fill a pipe that nobody reads
-            _logger.info("%s again: ending at once", number.name)
-            is_cut_short = True
-        tunnel.abort()
+    def reread() -> Settings:
+        settled = settle()
+        for warning in (*settled.warnings, *unreloadable(settings, settled.settings)):
+            _logger.warning("%s", warning)
+        return settled.settings
 
-    with _heard(lambda number: loop.call_soon_threadsafe(stop, number)):
-        async with tunnel:
-            _tell(sys.stdout, *_greeting(settings, tunnel.addresses))
-            await asked.wait()
+    master = Master(
+        settings,
+        reread=reread,
+        control_at=control_socket,
+        passed=passed_listeners(environment.listen_fds, environment.listen_names),
+        notifier=Notifier(environment.notify_socket, environment.watchdog_s)
+        if inherited is None
+        else Notifier.adopt(inherited["notify"]),
+        on_serving=lambda addresses: _tell(sys.stdout, *_greeting(settings, addresses)),
+        image=image,
+        inherited=inherited,
+    )
+    asked = 0
+
+    def hear(number: signal.Signals) -> None:
+        nonlocal asked
+        match number:
+            case signal.SIGHUP:
+                master.reload()
+            case signal.SIGUSR1:
+                master.reopen()
+            case signal.SIGUSR2:
+                master.upgrade()
+            case _:
+                asked += 1
+                if asked <= len(_ENDING):  # said once: a flood of signals must not fill a pipe that nobody reads
+                    _logger.info("%s%s", number.name, _ENDING[asked - 1])
+                master.stop()
+
+    with _heard(lambda number: loop.call_soon_threadsafe(hear, number)):
+        await master.run()
+
+
+_ENDING = (": ending", " again: ending at once")
 
 
 @contextmanager
 def _heard(tell: Callable[[signal.Signals], object]) -> Iterator[None]:
-    """Tell of each signal that asks for the end, while the context lasts; afterwards they are ignored.
+    """Tell of each signal that is meant for us, while the context lasts; afterwards they are ignored.
 
     Not by the loop's own handlers: closing the loop gives a signal its default back, and one that comes while the
     interpreter is on its way out would turn "ended as asked" into "killed".
     """
-    heard = [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `&`
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup, `&`
     catch_ignored_signals()
     for number in heard:
         signal.signal(number, lambda number, _frame: tell(signal.Signals(number)))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)  # an upgrade has blocked them until we can hear them
     try:
         yield
     finally:

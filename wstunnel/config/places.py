@@ -16,6 +16,7 @@ import errno
 import grp
 import os
 import pwd
+import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,12 +97,12 @@ def _refusal(steps: list[_Step], trusted: frozenset[int], deed: str) -> Danger |
             if os.geteuid() == 0:
                 text += f" or root's, become that user (user = {shown(owner)})"
             return Danger(f"{text}, or set allow-unsafe-places", is_refused=True)
-        writers = None if step.is_link or step.path in loose else _other_writers(step.found, trusted)
+        writers = None if step.is_link or step.path in loose else _other_writers(step, trusted)
         if writers is not None:
             who, remedy = writers
             mode = f"{stat.S_IMODE(step.found.st_mode):04o}"
             text = f"{who} may write to {shown(step.path)} (mode {mode}) and could {deed}"
-            return Danger(f"{text}; chmod {remedy} {step.path}, or set allow-unsafe-places", is_refused=True)
+            return Danger(f"{text}; {remedy} {shlex.quote(step.path)}, or set allow-unsafe-places", is_refused=True)
     return None
 
 
@@ -119,7 +120,7 @@ def _loose_folders(steps: list[_Step], trusted: frozenset[int]) -> dict[str, str
     """The sticky folders that others may write to, each with who may."""
     loose = {}
     for step in steps:
-        writers = _other_writers(step.found, trusted) if step.is_sticky_folder else None
+        writers = _other_writers(step, trusted) if step.is_sticky_folder else None
         if writers is not None:
             loose[step.path], _ = writers
     return loose
@@ -164,13 +165,23 @@ def _steps(path: str) -> Iterator[_Step]:
         parts += target.split("/")[::-1]
 
 
-def _other_writers(found: os.stat_result, trusted: frozenset[int]) -> tuple[str, str] | None:
-    """Who else may write, by the mode alone, and what chmod takes it from them."""
-    if found.st_mode & stat.S_IWOTH:
-        return "everybody", "o-w"
-    if found.st_mode & stat.S_IWGRP and _has_strangers(found.st_gid, trusted):
-        return f"the group {_group_name(found.st_gid)}", "g-w"
+def _other_writers(step: _Step, trusted: frozenset[int]) -> tuple[str, str] | None:
+    """Who else may write, whoever the owner is, and the command that takes it from them."""
+    mode, gid = step.found.st_mode, step.found.st_gid
+    if mode & stat.S_IWOTH:
+        return "everybody", "chmod o-w"
+    if mode & stat.S_IWGRP and _has_access_list(step.path):  # the group's bits are the most that it gives to anybody
+        return "whoever its access control list names", "setfacl -b"
+    if mode & stat.S_IWGRP and _has_strangers(gid, trusted):
+        return f"the group {_group_name(gid)}", "chmod g-w"
     return None
+
+
+def _has_access_list(path: str) -> bool:
+    try:
+        return bool(os.getxattr(path, _ACCESS_LIST))
+    except OSError:
+        return False
 
 
 def _has_strangers(gid: int, trusted: frozenset[int]) -> bool:

@@ -94,15 +94,13 @@ def _joined(servers: Iterable[Draft], problems: Problems) -> tuple[Settings, dic
 
 
 def _settle_route(draft: Draft, number: int, sockets: _DefaultSockets, problems: Problems) -> _Named:
-    values = draft.values
     if draft.has("suffix"):
         if draft.has("path"):
             problems.add(draft.where("suffix"), "a route has a path or a suffix, not both")
-        values["path"] = None
+        draft.values["path"] = None
     if draft.hosts is not None:
         return _settle_hosts(draft, draft.hosts, number, sockets, problems)
-    _settle_host(draft, sockets, (values.get("path", "/"), values.get("suffix")), problems, or_else=" or a stdio")
-    route = Route(**values)
+    route = Route(**_settled_host(draft, sockets, _found_by(draft), problems, or_else=" or a stdio"))
     return _Named(
         route, draft, () if draft.has("stdio") else (_Backend(route, draft, f"the backend of route {number}"),)
     )
@@ -112,7 +110,6 @@ def _settle_hosts(
     draft: Draft, hosts: list[Draft], number: int, sockets: _DefaultSockets, problems: Problems
 ) -> _Named:
     """A route of several hosts, which has no host options of its own."""
-    values = draft.values
     if draft.has("stdio"):
         problems.add(draft.where("stdio"), f"cannot stand beside {draft.where('hosts').text}")
     elif draft.has("max_forks"):
@@ -123,17 +120,17 @@ def _settle_hosts(
             problems.add(
                 draft.where(field), f"cannot stand beside {first}; write it into each [[route.hosts]] that it is for"
             )
-    if not hosts:
+    if not hosts and "hosts" not in draft.refused:
         problems.add(draft.where("hosts"), "needs at least one [[route.hosts]]")
     if len(hosts) == 1:
         _warn_of_balance(draft, problems)
-    where = (values.get("path", "/"), values.get("suffix"))
-    for each in hosts:
-        _settle_host(each, sockets, where, problems)
     backends = tuple(
-        _Backend(Host(**each.values), each, f"host {index} of route {number}") for index, each in enumerate(hosts, 1)
+        _Backend(
+            Host(**_settled_host(each, sockets, _found_by(draft), problems)), each, f"host {index} of route {number}"
+        )
+        for index, each in enumerate(hosts, 1)
     )
-    own = {field: value for field, value in values.items() if field not in HOST_FIELDS}
+    own = {field: value for field, value in draft.values.items() if field not in HOST_FIELDS}
     return _Named(Route(**own, hosts=tuple(backend.host for backend in backends)), draft, backends)
 
 
@@ -142,18 +139,23 @@ def _warn_of_balance(draft: Draft, problems: Problems) -> None:
         problems.warn(draft.where("balance"), "without effect: there is one host; several stand as [[route.hosts]]")
 
 
-def _settle_host(
+def _found_by(route: Draft) -> tuple[object, ...]:
+    """What tells a route from others."""
+    return route.values.get("path", "/"), route.values.get("suffix")
+
+
+def _settled_host(
     draft: Draft, sockets: _DefaultSockets, route: tuple[object, ...], problems: Problems, or_else: str = ""
-) -> None:
-    """Make the values of a host, or of a route that is its own one, those of a `Host`."""
+) -> dict[str, Any]:
+    """The values of a host, or of a route that is its own one, with what follows from them."""
     make_absolute(draft, problems)
-    values = draft.values
+    values = dict(draft.values)
     is_shared = not draft.has("max_load_policy") or values.get("max_load_policy") == "share"
     for field, why in unfit(draft.has, is_shared=is_shared).items():
-        if draft.has(field):
+        if field in draft.values:
             problems.add(draft.where(field), why)
     if draft.has("stdio"):
-        return
+        return values
     _warn_of_balance(draft, problems)
     if draft.has("port") and not draft.has("host"):
         values["host"] = "127.0.0.1"
@@ -175,6 +177,7 @@ def _settle_host(
             f"without effect: all {most} processes run from the start, and share what is more; give min-procs for "
             "processes that come and go, or a max-load-policy of queue or refuse for a limit that is kept",
         )
+    return values
 
 
 class _DefaultSockets:

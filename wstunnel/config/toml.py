@@ -96,7 +96,10 @@ class _File:
     def __init__(self, path: str, text: str, top: dict[str, Any]) -> None:
         self._path = path
         self._base = os.path.dirname(os.path.abspath(path))
-        self._lines = key_lines(text)
+        self._lines: dict[KeyPath, int] = {}
+        for key, line in key_lines(text).items():
+            for length in range(1, len(key) + 1):  # `a.b = 1` has the line of `a` too, unless that has its own
+                self._lines.setdefault(key[:length], line)
         self.top = top
 
     def routes(self, problems: Problems) -> list[tuple[int, dict[str, Any]]]:
@@ -134,18 +137,22 @@ class _File:
         draft = Draft(lambda field: self._place(at if field is None else (*at, names[field])), self._base)
         for name, value in table.items():
             option = _OPTIONS[depth].get(name)
-            if option is None:
+            if _is_tables(value) and _misnamed_tables(name, depth) is not None:
                 problems.add(self._place((*at, name)), _unknown(name, depth))
-                continue
-            try:
-                draft.values[option.field] = option.kind.from_toml(value)
-            except OptionError as bad:
-                problems.add(self._place((*at, name)), str(bad))
-                draft.refused.add(option.field)
+                draft.hosts = []
+                draft.refused.add(_HOSTS)
+            elif option is None:
+                problems.add(self._place((*at, name)), _unknown(name, depth))
+            else:
+                try:
+                    draft.values[option.field] = option.kind.from_toml(value)
+                except OptionError as bad:
+                    problems.add(self._place((*at, name)), str(bad))
+                    draft.refused.add(option.field)
         return draft
 
     def _place(self, key: KeyPath) -> Place:
-        """The line of a key, or of the nearest thing around it that has one."""
+        """The line of a key, of what is first in it, or of the nearest thing around it that has one."""
         around = key
         while around and around not in self._lines:
             around = around[:-1]
@@ -166,21 +173,30 @@ _WHERE = (
     "stands in a [[route]]",
     "stands in a [[route.hosts]]",
 )
-_TABLES: tuple[dict[str, str], ...] = (
-    {_ROUTE: "routes are written as [[route]]"},
-    {_HOSTS: "hosts are written as [[route.hosts]]"},
-    {},
-)
+_TABLES = {
+    0: (_ROUTE, "unknown; routes are written as [[route]]"),
+    1: (_HOSTS, "unknown; hosts are written as [[route.hosts]]"),
+}
+
+
+def _is_tables(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value))
+
+
+def _misnamed_tables(name: str, depth: int) -> str | None:
+    """What to tell about a name that is like that of the tables inside this one."""
+    table, told = _TABLES.get(depth, ("", None))
+    return told if nearest(name, (table,)) else None
 
 
 def _unknown(name: str, depth: int) -> str:
     """Why a name is unknown in a table of this depth, with what was meant."""
+    told = _misnamed_tables(name, depth)
+    if told is not None:
+        return told
     here = nearest(name, _OPTIONS[depth])
     for other in (*range(depth - 1, -1, -1), *range(depth + 1, len(_OPTIONS))):
         there = nearest(name, _OPTIONS[other])
         if there is not None and (here is None or name in _OPTIONS[other]):
             return f"unknown here; {there} {_WHERE[other]}"
-    for table, remedy in _TABLES[depth].items():
-        if nearest(name, (table,)):
-            return f"unknown; {remedy}"
     return "unknown" if here is None else f"unknown; did you mean {here}?"

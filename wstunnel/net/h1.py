@@ -163,6 +163,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "_is_draining",
         "_is_idle",
         "_is_last",
+        "_is_patient",
         "_is_write_paused",
         "_limits",
         "_local",
@@ -208,14 +209,19 @@ class H1Connection(asyncio.BufferedProtocol):
         self._is_idle = False  # between two requests
         self._is_last = False  # ends after the answer under way
         self._is_draining = False
+        self._is_patient = False
         self._is_at_eof = False
         self._is_write_paused = False
         self._unsent_bytes = 0  # when last looked at
 
-    def drain(self) -> None:
-        """Take no further request: a connection without one ends now, another after its answer."""
+    def drain(self, *, is_patient: bool = False) -> None:
+        """Take no further request: a connection without one ends now, another after its answer.
+
+        in      is_patient  a connection that has not had its first request yet may still have it
+        """
         self._is_draining = True
-        if self._state is _State.READING and self._reader.is_empty:
+        self._is_patient = is_patient
+        if self._state is _State.READING and self._reader.is_empty and (self._is_idle or not is_patient):
             self._transport.close()  # nothing unread, nothing unsent: no reset can come of it
 
     def abort(self) -> None:
@@ -233,7 +239,7 @@ class H1Connection(asyncio.BufferedProtocol):
         self._reader = self._next_reader()
         self._state = _State.READING
         self._arm(self._limits.head_timeout_s)
-        if self._is_draining:
+        if self._is_draining and not self._is_patient:
             self._end()
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002

@@ -66,7 +66,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Worker, with one descriptor: run the program of stdio route `index`, the descriptor being its stdin and stdout."""
+    """Worker, with one descriptor: run the program of stdio route `index`; it is its stdin and stdout."""
 
     request: int
     index: int

@@ -31,7 +31,7 @@ class RemoteFork:
 
     def is_exiting(self) -> bool:
         """Dead, or in the act of exiting. Its entry in /proc is gone when the master has reaped it."""
-        return self._status.done() or procfs.is_ending_or_gone(self.pid)
+        return self._status.done() or procfs.is_gone_or_ending(self.pid)
 
     async def exit_status(self) -> ExitStatus | None:
         """How it ended; None at once if it has not, or when the master does not say in time."""
@@ -71,7 +71,8 @@ class RemoteForker:
         raises  BackendError when the master cannot or may not
         """
         request = next(self._numbers)
-        answer = self._asked[request] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[RemoteFork] = asyncio.get_running_loop().create_future()
+        self._asked[request] = answer
         try:
             self._send(Fork(request, index, dict(environment)), (stream.dup(),))
             return await answer

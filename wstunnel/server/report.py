@@ -199,8 +199,9 @@ def _sums(page: _Page, now: Snapshot, rates: _Rates) -> None:
                 f"{_count(totals.messages_in)} messages",
                 f"{_count(totals.messages_out)} messages",
             ),
+            drop=1,
         ),
-        _Column("", (f"{_count(totals.refused)} refused", _bytes(totals.bytes_in), _bytes(totals.bytes_out)), drop=1),
+        _Column("", (f"{_count(totals.refused)} refused", _bytes(totals.bytes_in), _bytes(totals.bytes_out)), drop=2),
     )
     if totals.closed:
         page.flow(["closed", *(f"{code}: {_count(count)}" for code, count in totals.closed.items())])
@@ -478,6 +479,7 @@ def _scaled(number: float, step: int, units: Sequence[str]) -> str:
     while round(number) >= step and len(left) > 1:
         number /= step
         left.pop(0)
-    has_tenths = number < _WHOLE_FROM and number != int(number)
+    is_scaled = len(left) < len(units)
+    has_tenths = number < _WHOLE_FROM and (is_scaled or number != int(number))
     digits = f"{number:.1f}" if has_tenths else f"{number:.0f}"
     return digits + left[0]

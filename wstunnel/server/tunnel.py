@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
 from types import TracebackType
 
-from wstunnel.errors import StartError
-from wstunnel.gateways.static import StaticGateway
-from wstunnel.gateways.tunnel import TunnelGateway
-from wstunnel.limits import AcceptLimits
 from wstunnel.net.listen import Listener, open_listener
 from wstunnel.proto.close import CloseCode
-from wstunnel.server.routes import TunnelRoute
+from wstunnel.server.budget import connection_budget
+from wstunnel.server.service import Service, forks_of, hosts_of, places_of
 from wstunnel.server.worker import Worker
 from wstunnel.settings import Address, Settings
-from wstunnel.supervise.pool import Pool, slot_addresses
+from wstunnel.supervise.board import Board, WorkerColumn, WorkerState
+from wstunnel.supervise.forks import Forks
+from wstunnel.supervise.pools import Pools
 
 __all__ = ["Tunnel"]
+
+_ROW = 1
 
 
 class Tunnel:
@@ -29,7 +28,8 @@ class Tunnel:
             await something
 
     Leaving the block ends every tunnel with CLOSE 1001 after what was received is delivered, ends the backends
-    that were spawned, and unlinks their sockets.
+    that were spawned, and unlinks their sockets. What concerns processes (workers, user, group, control, the log)
+    is not for a library: those settings are not looked at.
 
     raises  StartError, from `start`, when an address, a socket or a program cannot be had
     """
@@ -37,7 +37,9 @@ class Tunnel:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._listeners: list[Listener] = []
-        self._pools: list[Pool] = []
+        self._board: Board | None = None
+        self._pools: Pools | None = None
+        self._forks: Forks | None = None
         self._worker: Worker | None = None
         self._stopping: Worker | None = None
         self._ending = asyncio.Lock()
@@ -55,24 +57,31 @@ class Tunnel:
         if self._worker is not None:
             raise RuntimeError("this Tunnel runs already; stop it first, or make another one")
         settings, limits = self.settings, self.settings.limits
-        max_connections = _connection_budget(settings.max_connections, limits.accept)
-        static = None if settings.document_root is None else StaticGateway(settings.document_root, limits.file)
+        max_connections = connection_budget(settings.max_connections, limits.accept)
         try:
             for address in settings.listen:
                 self._listeners.append(open_listener(address, backlog=limits.accept.listen_backlog))
-            routes = []
-            for route in settings.routes:
-                addresses = slot_addresses(route)
-                pool = Pool(
-                    os.path.basename(route.bin_path[0]) if route.bin_path else str(addresses[0]),
-                    addresses=addresses,
-                    argv=route.bin_path,
-                    limits=limits,
-                )
-                await pool.start()
-                self._pools.append(pool)
-                routes.append(TunnelRoute(route, TunnelGateway(pool, connect_timeout_s=route.connect_timeout_s)))
-            self._worker = Worker(self._listeners, routes, static, max_connections=max_connections, limits=limits)
+            self._board = Board(limits.master, is_shared=False)
+            service: Service | None = None
+
+            def died(row: int) -> None:
+                if service is not None:
+                    service.note_death(row)
+
+            self._pools = Pools(self._board, limits, kill_timeout_s=settings.kill_timeout_s, on_death=died)
+            await self._pools.start(hosts_of(settings))
+            self._forks = forks_of(settings)
+            service = Service(settings, places_of(settings, self._pools.places), self._board, _ROW, self._forks)
+            row = self._board.worker(_ROW)
+            row[WorkerColumn.STATE] = WorkerState.SERVING
+            self._worker = Worker(
+                self._listeners,
+                service.routes,
+                service.static,
+                max_connections=max_connections,
+                limits=limits,
+                row=row,
+            )
         except BaseException:
             await self.stop()
             raise
@@ -90,15 +99,17 @@ class Tunnel:
                     await self._drain(self._stopping)
             finally:
                 self._stopping = None
-                await asyncio.gather(*(pool.stop() for pool in self._pools))
+                await asyncio.gather(*(each.stop() for each in (self._forks, self._pools) if each is not None))
                 for listener in self._listeners:
                     listener.close()
                 self._listeners.clear()
-                self._pools.clear()
+                if self._board is not None:
+                    self._board.close()
+                self._forks = self._pools = self._board = None
 
     async def _drain(self, worker: Worker) -> None:
         try:
-            await worker.drain(CloseCode.GOING_AWAY, within_s=self.settings.limits.relay.drain_s)
+            await worker.drain(CloseCode.GOING_AWAY, within_s=self.settings.drain_timeout_s)
         finally:
             worker.close()
 
@@ -107,8 +118,9 @@ class Tunnel:
         worker = self._stopping or self._worker
         if worker is not None:
             worker.abort()
-        for pool in self._pools:
-            pool.abort()
+        for each in (self._forks, self._pools):
+            if each is not None:
+                each.abort()
 
     async def __aenter__(self) -> Tunnel:
         await self.start()
@@ -118,23 +130,3 @@ class Tunnel:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
-
-
-def _connection_budget(wanted: int | None, limits: AcceptLimits) -> int:
-    """How many connections the descriptor limit carries, or `wanted`, for which the soft limit is raised.
-
-    raises  StartError when the hard limit does not carry `wanted`
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if wanted is None:
-        return max(1, (soft - limits.reserved_fds) // limits.fds_per_connection)
-    needed = wanted * limits.fds_per_connection + limits.reserved_fds
-    if needed > soft:
-        if hard != resource.RLIM_INFINITY and needed > hard:
-            most = (hard - limits.reserved_fds) // limits.fds_per_connection
-            raise StartError(
-                f"max-connections = {wanted} needs {needed} descriptors and the limit is {hard}: raise it "
-                f"(ulimit -Hn, LimitNOFILE)" + (f" or set max-connections to {most}" if most > 0 else "")
-            )
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-    return wanted

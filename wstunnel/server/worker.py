@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from math import ceil
 from typing import Any
 
 from wstunnel._relay import Engine
@@ -18,6 +19,7 @@ from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.close import CloseCode
 from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
 from wstunnel.server.session import Session
+from wstunnel.supervise.board import WorkerColumn
 
 __all__ = ["Worker"]
 
@@ -25,7 +27,11 @@ _log = logging.getLogger("wstunnel")
 
 
 class Worker:
-    """Carries the traffic of some listeners. The listeners and the backends belong to somebody else."""
+    """Carries the traffic of some listeners. The listeners and the backends belong to somebody else.
+
+    in      row         its row of the board, in which it counts
+            may_accept  asked before it takes from a listener that several workers share
+    """
 
     def __init__(
         self,
@@ -35,9 +41,12 @@ class Worker:
         *,
         max_connections: int,
         limits: Limits,
+        row: memoryview,
+        may_accept: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
+        self._row = row
         self._wheel = TimerWheel(limits.relay.tick_s, self._loop.time())
         self._engine = Engine(
             self._loop,
@@ -45,6 +54,7 @@ class Worker:
             read_bytes=limits.relay.read_bytes,
             turn_bytes=limits.relay.turn_bytes,
             look_s=limits.relay.look_s,
+            counters=row[WorkerColumn.BYTES_IN : WorkerColumn.MESSAGES_OUT + 1],
         )
         self._acceptor = Acceptor(
             self._loop,
@@ -52,12 +62,14 @@ class Worker:
             max_connections=max_connections,
             limits=limits.accept,
             on_connection=self._admit,
+            may_accept=may_accept,
         )
-        self._router = Router(routes, static, limits=limits, tunnel=self._open_tunnel)
+        self._router = Router(routes, static, limits=limits, tunnel=self._open_tunnel, row=row)
         self._admissions: set[asyncio.Task[Any]] = set()
         self._connections: set[H1Connection] = set()
         self._sessions: set[Session] = set()
-        self._is_draining = False
+        self._is_quiet = False
+        self._leave_code: CloseCode | None = None
         self._is_idle = asyncio.Event()
 
     def start(self) -> None:
@@ -65,22 +77,42 @@ class Worker:
         self._wheel.start(self._loop)
         self._acceptor.start()
 
-    async def drain(self, code: CloseCode, *, within_s: float) -> None:
-        """Accept no more, let every tunnel end with `code` and what was received delivered; cut what takes longer."""
-        self._is_draining = True
+    def quiet(self) -> None:
+        """Accept no more, and serve what there is to its end; `idle` tells when that is."""
+        self._is_quiet = True
         self._acceptor.stop()
         for connection in list(self._connections):
-            connection.drain()
-        for session in list(self._sessions):
-            session.relay.leave(code)
+            connection.drain(is_patient=self._leave_code is None)
         self._note_idle()
+
+    async def idle(self) -> None:
+        """Wait until nothing is open any more, after `quiet`."""
+        await self._is_idle.wait()
+
+    async def drain(self, code: CloseCode, *, within_s: float) -> None:
+        """Accept no more, let every tunnel end with `code` and what was received delivered; cut what takes longer.
+
+        The tunnels are not asked all at once, so that their clients do not all come back at once.
+        """
+        self._leave_code = code
+        self.quiet()
         try:
             async with asyncio.timeout(within_s):
+                await self._leave_in_turn(list(self._sessions), code, within_s)
                 await self._is_idle.wait()
         except TimeoutError:
             _log.warning("%d tunnels had not ended after %g s and were cut", len(self._sessions), within_s)
         finally:
             self.abort(code)
+
+    async def _leave_in_turn(self, sessions: list[Session], code: CloseCode, within_s: float) -> None:
+        tick_s = self._limits.relay.tick_s
+        step = ceil(tick_s * max(self._limits.relay.closes_per_s, 2 * len(sessions) / max(within_s, tick_s)))
+        for start in range(0, len(sessions), step):
+            if start:
+                await asyncio.sleep(tick_s)
+            for session in sessions[start : start + step]:
+                session.relay.leave(code)
 
     def abort(self, code: CloseCode = CloseCode.GOING_AWAY) -> None:
         """Cut what is left: CLOSE with `code`, sockets released. `drain` then returns."""
@@ -110,6 +142,8 @@ class Worker:
             on_closed=lambda: self._connection_closed(connection),
         )
         self._connections.add(connection)
+        self._row[WorkerColumn.ACCEPTED] += 1
+        self._row[WorkerColumn.CONNECTIONS] += 1
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
         self._admissions.add(task)
         task.add_done_callback(lambda _: self._admitted(task, connection, sock))
@@ -126,8 +160,7 @@ class Worker:
     def _connection_closed(self, connection: H1Connection) -> None:
         if connection in self._connections:
             self._connections.discard(connection)
-            self._acceptor.release()
-            self._note_idle()
+            self._release()
 
     async def _open_tunnel(self, opening: OpenTunnel) -> None:
         """The handshake passed and the backend is connected: answer 101 and join the two."""
@@ -139,18 +172,28 @@ class Worker:
             raise
         self._connections.discard(exchange.connection)
         session = Session(
-            self._engine, exchange.request, opening.connected, limits=self._limits, on_ended=self._session_ended
+            self._engine,
+            exchange.request,
+            opening.connected,
+            limits=self._limits,
+            row=self._row,
+            on_ended=self._session_ended,
         )
         self._sessions.add(session)
         await session.open(taken, opening.policy, is_binary=opening.is_binary)
-        if self._is_draining:
-            session.relay.leave(CloseCode.GOING_AWAY)
+        if self._leave_code is not None:
+            session.relay.leave(self._leave_code)
 
     def _session_ended(self, session: Session) -> None:
         self._sessions.discard(session)
+        self._release()
+
+    def _release(self) -> None:
+        """A connection, or the tunnel that it became, is gone."""
+        self._row[WorkerColumn.CONNECTIONS] -= 1
         self._acceptor.release()
         self._note_idle()
 
     def _note_idle(self) -> None:
-        if self._is_draining and not self._sessions and not self._connections:
+        if self._is_quiet and not self._sessions and not self._connections:
             self._is_idle.set()

@@ -117,13 +117,14 @@ def close_column(code: int) -> int:
 class Board:
     """The block of memory, made by whoever supervises and attached by workers through its descriptor.
 
-    in      fd   of another process's board; None makes a new one
+    in      fd         of another process's board; None makes a new one
+            is_shared  False: for this process alone, without a descriptor
     bound   `worker_rows` and `slot_rows` of the limits; what is not used costs no memory
     raises  OSError when the memory cannot be had; ValueError when `fd` is a board of another layout
     Worker row 0 belongs to nobody: it holds what workers that are gone have counted.
     """
 
-    def __init__(self, limits: MasterLimits, fd: int | None = None) -> None:
+    def __init__(self, limits: MasterLimits, fd: int | None = None, *, is_shared: bool = True) -> None:
         self._workers, self._slots = limits.worker_rows, limits.slot_rows
         worker_words = self._workers * WORKER_WORDS
         slot_words = self._slots * SLOT_WORDS
@@ -133,10 +134,12 @@ class Board:
         self._total_base = self._load_base + plane_words
         size_bytes = (self._total_base + plane_words) * _WORD_BYTES
         is_new = fd is None
-        self.fd = os.memfd_create("wstunnel-board", os.MFD_CLOEXEC) if fd is None else fd
-        if is_new:
+        if fd is None:
+            fd = os.memfd_create("wstunnel-board", os.MFD_CLOEXEC) if is_shared else -1
+        self.fd = fd
+        if is_new and is_shared:
             os.ftruncate(self.fd, size_bytes)
-        elif os.fstat(self.fd).st_size != size_bytes:
+        elif not is_new and os.fstat(self.fd).st_size != size_bytes:
             raise ValueError("the shared counters have another size: they are another version's")
         self._memory = mmap.mmap(self.fd, size_bytes)
         self._words = memoryview(self._memory).cast("q")
@@ -148,7 +151,8 @@ class Board:
 
     def close(self) -> None:
         """Give the descriptor back; the memory goes with the last row that somebody holds."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def worker(self, row: int) -> memoryview:
         """A worker's row: index it with `WorkerColumn`, or with `close_column`."""
@@ -229,6 +233,9 @@ class Board:
     def claiming(self, slot: int) -> Iterator[bool]:
         """Yields whether no other process is inside for this slot: look at its load and change it, and nobody else
         does meanwhile. Never waits; the kernel frees the place of a process that dies inside."""
+        if self.fd < 0:
+            yield True
+            return
         start = (self._slot_base + slot * SLOT_WORDS) * _WORD_BYTES
         try:
             fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, _WORD_BYTES, start)

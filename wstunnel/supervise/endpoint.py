@@ -70,12 +70,15 @@ class Endpoint:
         """The path that was wanted leads here too, from one moment to the next."""
         if not (isinstance(self.wanted, UnixAddress) and isinstance(self.address, UnixAddress)):
             return
-        second = f"{self.address.path}+"
+        path, second = self.wanted.path, f"{self.address.path}+"
         try:
-            if os.lstat(self.wanted.path).st_ino == self._inode:  # it does; and the rename would leave `second` there
-                return
-            os.link(self.address.path, second)
-            os.rename(second, self.wanted.path)
+            if os.path.lexists(path) and os.lstat(path).st_ino == self._inode:
+                return  # it does, and renaming one name of a file to another one would leave both
+            with contextlib.ExitStack() as undo:
+                os.link(self.address.path, second)
+                undo.callback(os.unlink, second)
+                os.rename(second, path)
+                undo.pop_all()
         except OSError as error:
             _log.error("%s: stays at %s: %s", self.wanted, self.address, error.strerror)
 

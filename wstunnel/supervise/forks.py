@@ -9,8 +9,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from wstunnel.errors import BackendError, StartError
@@ -48,10 +48,8 @@ class _Kind:
 
     __slots__ = ("failed", "forks", "found", "is_full_logged", "is_stubborn_logged", "program", "started", "trouble")
 
-    def __init__(self, program: ForkProgram) -> None:
-        self.program = program
-        self.found: Program = find_program(program.argv, option="stdio")
-        check_program(self.found)
+    def __init__(self, program: ForkProgram, found: Program) -> None:
+        self.program, self.found = program, found
         self.forks: set[Fork] = set()
         self.started = self.failed = 0
         self.trouble: str | None = None
@@ -73,7 +71,7 @@ class Forks:
         self.limits = limits.spawn
         self.kill_timeout_s = kill_timeout_s
         self.loop = asyncio.get_running_loop()
-        self._kinds = {index: _Kind(program) for index, program in programs.items()}
+        self._kinds = {index: _Kind(program, _checked(program)) for index, program in programs.items()}
         self._is_stopping = False
         self._changed = asyncio.Event()
 
@@ -194,20 +192,47 @@ class Forks:
 
     # --- Handing over
 
-    def export(self) -> list[dict[str, Any]]:
-        """What `adopt` needs to go on from here in another image of this process, for JSON; one entry per process."""
-        return [fork.facts(index) for index, kind in self._kinds.items() for fork in kind.forks]
+    def export(self) -> dict[str, Any]:
+        """What `adopt` needs to go on from here in another image of this process, for JSON.
 
-    def adopt(self, facts: Iterable[dict[str, Any]]) -> list[Fork]:
-        """Go on where the Forks that said `facts`, for the same programs, has stopped; its processes in that order."""
-        return [self._adopt(**each) for each in facts]
+        out     `fds`: every descriptor that must survive the exec
+        """
+        facts = [fork.facts(index) for index, kind in self._kinds.items() for fork in kind.forks]
+        return {
+            "programs": [[index, asdict(kind.program)] for index, kind in self._kinds.items()],
+            "forks": facts,
+            "fds": [each[name] for each in facts for name in ("pidfd", "stderr") if each[name] is not None],
+        }
 
-    def _adopt(self, *, index: int, pid: int, pidfd: int | None, stderr: int, is_released: bool) -> Fork:
+    @classmethod
+    def adopt(cls, exported: Mapping[str, Any], limits: Limits, *, kill_timeout_s: float) -> Forks:
+        """Go on where the Forks that said `exported` has stopped. Its programs are not looked for again: processes of
+        one that is gone run on."""
+        forks = cls({}, limits, kill_timeout_s=kill_timeout_s)
+        for index, facts in exported["programs"]:
+            program = ForkProgram(**{**facts, "argv": tuple(facts["argv"])})
+            forks._kinds[index] = _Kind(program, Program(program.argv[0], program.argv[1:]))
+        for fd in exported["fds"]:
+            os.set_inheritable(fd, False)
+        for facts in exported["forks"]:
+            forks._adopt(**facts)
+        return forks
+
+    def by_pid(self) -> dict[int, Fork]:
+        """Every process that is not quite gone."""
+        return {fork.pid: fork for fork in self._all()}
+
+    def _adopt(self, *, index: int, pid: int, pidfd: int | None, stderr: int, is_released: bool) -> None:
         child = None if pidfd is None else Child(pid, pidfd)
         fork = Fork(self, self._kinds[index], pid, child, stderr)
         if is_released:
             fork.release()
-        return fork
+
+
+def _checked(program: ForkProgram) -> Program:
+    found = find_program(program.argv, option="stdio")
+    check_program(found)
+    return found
 
 
 class Fork:

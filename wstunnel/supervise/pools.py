@@ -214,6 +214,10 @@ class Pools:
         """The slots of a host of the current configuration."""
         return self._current[_deciding(host)].places
 
+    def all(self) -> list[tuple[Pool, bool]]:
+        """Every pool, and whether it is retired: of an earlier configuration, ending with its last tunnel."""
+        return [(pool, role is _Role.RETIRED) for pool, role in self._roles.items()]
+
     def status(self) -> list[dict[str, Any]]:
         """Each pool and its slots, for JSON; what changes about them stands on the board."""
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-__all__ = ["ProcessStat", "is_ending", "is_gone_or_ending", "orphans_live", "parse_stat"]
+__all__ = ["ProcessStat", "is_ending", "is_gone_or_ending", "orphans_live", "parse_stat", "read_stat"]
 
 _PF_EXITING = 0x4  # linux/sched.h: set before the descriptors are closed, so before any peer sees an EOF
 

@@ -565,8 +565,8 @@ def test_programs_go_on_in_another_image_of_the_process(run: Run):
             stream = Stream(ours)
             facts = json.loads(json.dumps(before.export()))
             forget(before)
-            after = Forks({3: CAT}, Limits(), kill_timeout_s=NEVER_S)
-            (adopted,) = after.adopt(facts)
+            after = Forks.adopt(facts, Limits(), kill_timeout_s=NEVER_S)
+            (adopted,) = after.by_pid().values()
             assert (adopted.pid, after.running(3), adopted.is_exiting()) == (fork.pid, 1, False)
             await stream.say(b"still here\n")
             assert await stream.line() == b"still here\n"
@@ -593,8 +593,8 @@ def test_an_end_under_way_goes_on_in_another_image_of_the_process(run: Run, capl
             second.release()
             facts = json.loads(json.dumps(before.export()))
             forget(before)
-            after = Forks(programs, Limits(), kill_timeout_s=0.02)
-            adopted = after.adopt(facts)
+            after = Forks.adopt(facts, Limits(), kill_timeout_s=0.02)
+            adopted = [after.by_pid()[fork.pid] for fork in (first, second)]
             assert [(fork.pid, fork.is_exiting()) for fork in adopted] == [(first.pid, False), (second.pid, True)]
             assert await adopted[0].wait() == ExitStatus(signal=signal.SIGKILL)
             assert await adopted[1].exit_status() is None

@@ -1,0 +1,462 @@
+"""The master: binds, spawns, supervises, and never reads a byte of a client.
+
+One crew of workers carries the traffic of one configuration. A reload starts the next crew on the same listening
+sockets, and the old one serves its tunnels to their end; an upgrade does the same after this process has become a new
+image of the program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any
+
+from wstunnel import __version__
+from wstunnel.errors import ConfigError, StartError, TunnelError
+from wstunnel.net.listen import ListenerSet, open_listeners
+from wstunnel.proto.close import CloseCode
+from wstunnel.server import status
+from wstunnel.server.budget import connection_budget
+from wstunnel.server.control import ControlServer
+from wstunnel.server.crew import Crew
+from wstunnel.server.image import Image
+from wstunnel.server.logs import reopen_logs
+from wstunnel.server.notify import Notifier
+from wstunnel.server.orders import ListenerOrder
+from wstunnel.server.privileges import become
+from wstunnel.server.service import Places, forks_of, hosts_of, name_of, places_of
+from wstunnel.settings import Address, Settings
+from wstunnel.sockets import make_folder_of, remove_folder
+from wstunnel.supervise.board import Board
+from wstunnel.supervise.pools import Pools
+
+__all__ = ["SIGNALS", "Master"]
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""What a master is told by signals; how is for whoever catches them."""
+
+_log = logging.getLogger("wstunnel")
+
+
+class Master:
+    """Runs `settings` in processes of their own, until it is asked to end.
+
+    in      reread      the configuration as it is now; raises ConfigError
+            control_at  the path of the control socket, given where the listeners are bound; makes its folder
+            passed      listening sockets of a service manager
+            on_serving  told once, when everything serves, with the addresses
+            image       what an upgrade executes
+            inherited   what the image before has exported; its workers go on until this one's are ready
+    raises  StartError, from `run`, when an address, a socket, a program or a worker cannot be had
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        reread: Callable[[], Settings],
+        control_at: Callable[[Settings, Sequence[Address]], str],
+        passed: Sequence[ListenerSet],
+        notifier: Notifier,
+        on_serving: Callable[[Sequence[Address]], None],
+        image: Image,
+        inherited: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._reread, self._control_at, self._on_serving = reread, control_at, on_serving
+        self._passed, self._notifier = passed, notifier
+        self._loop = asyncio.get_running_loop()
+        self._state: status.State = "starting"
+        self._started_ms = time.time_ns() // 1_000_000
+        self._image, self._inherited = image, inherited
+        self._board = Board(settings.limits.master, None if inherited is None else inherited["board_fd"])
+        self._pools = Pools(
+            self._board, settings.limits, kill_timeout_s=settings.kill_timeout_s, on_death=self._slot_died
+        )
+        self._listeners: list[ListenerSet] = []
+        self._control: ControlServer | None = None
+        self._folder: str | None = None  # made for the control socket
+        self._crews: list[Crew] = []
+        """The current one last; before it those that still serve tunnels of earlier configurations."""
+        self._generation = 0
+        self._changing = asyncio.Lock()
+        self._stop_asked = asyncio.Event()
+        self._hurry_asked = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- what the operator asks
+
+    def stop(self) -> None:
+        """End every tunnel with CLOSE 1001, then everything; asked again: at once."""
+        if self._stop_asked.is_set():
+            self._hurry_asked.set()
+        self._stop_asked.set()
+
+    def reload(self) -> None:
+        """Read the configuration again and serve it; what stands in the way is logged and changes nothing."""
+        self._do(self._reload_and_log())
+
+    def drain(self) -> None:
+        """Accept no more, serve every tunnel to its own end, then end."""
+        if self._state != "draining":
+            self._do(self._drain())
+
+    def upgrade(self) -> None:
+        """Become the version that is installed now, and reload; what stands in the way is logged, nothing changes."""
+        self._do(self._upgrade_and_log())
+
+    def reopen(self) -> None:
+        """The log file has been moved: open it again, here and in the workers."""
+        reopen_logs()
+        for crew in self._crews:
+            crew.reopen()
+
+    # --- from start to stop
+
+    async def run(self) -> None:
+        """Serve until `stop` or `drain`."""
+        try:
+            start = self._loop.create_task(self._start() if self._inherited is None else self._adopt(self._inherited))
+            asked = self._loop.create_task(self._stop_asked.wait())
+            await asyncio.wait((start, asked), return_when=asyncio.FIRST_COMPLETED)
+            if not start.done():
+                start.cancel()
+            else:
+                start.result()
+                self._state = "serving"
+                self._on_serving(self.addresses)
+                self._notifier.ready(self._summary())
+            await asked
+        finally:
+            await self._end()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where clients connect; port 0 has become the real port."""
+        return tuple(each.address for each in self._listeners)
+
+    async def _start(self) -> None:
+        settings = self._settings
+        connection_budget(settings.max_connections, settings.limits.accept)
+        self._listeners = self._open_listeners(settings, self._passed)
+        control = self._control_at(settings, self.addresses)
+        sockets = (host.socket for host in hosts_of(settings) if host.bin_path and host.socket is not None)
+        become(settings.user, settings.group, self._listeners, map(os.path.dirname, (control, *sockets)))
+        self._folder = make_folder_of(control)
+        self._control = ControlServer(control, self._commanded, settings.limits.master)
+        await self._pools.start(hosts_of(settings))
+        await self._next_crew(settings, places_of(settings, self._pools.places), self._listeners)
+
+    async def _adopt(self, inherited: Mapping[str, Any]) -> None:
+        """Go on where the image before has stopped, then serve with workers of this one."""
+        self._started_ms, self._generation = inherited["started_ms"], inherited["generation"]
+        self._folder = inherited["folder"]
+        self._listeners = [ListenerSet.adopt(each) for each in inherited["listeners"]]
+        self._control = ControlServer.adopt(inherited["control"], self._commanded, self._settings.limits.master)
+        self._pools.adopt(inherited["pools"])
+        self._crews = [
+            Crew.adopt(each, self._settings, board=self._board, slot_rows=self._slot_rows, on_ended=self._crew_ended)
+            for each in inherited["crews"]
+        ]
+        try:
+            await self._reload_now(self._settings)
+        except TunnelError as error:
+            _log.error("upgrade: the workers of the version before go on: %s", "; ".join(_problems(error)))
+
+    async def _end(self) -> None:
+        """End whatever has been started, however far that went."""
+        self._state = "stopping"
+        self._notifier.stopping("ending")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        hurry = self._loop.create_task(self._hurry_asked.wait())
+        leave = self._loop.create_task(self._leave())
+        try:
+            await asyncio.wait((hurry, leave), return_when=asyncio.FIRST_COMPLETED)
+            if not leave.done():
+                self._pools.abort()
+                for crew in self._crews:
+                    crew.cut(CloseCode.GOING_AWAY)
+                    crew.forks.abort()
+            await leave
+        finally:
+            hurry.cancel()
+            if self._control is not None:
+                self._control.close()
+            for each in self._listeners:
+                each.close()
+            if self._folder is not None:
+                remove_folder(self._folder)
+            self._board.close()
+            self._notifier.close()
+
+    async def _leave(self) -> None:
+        """Workers end their tunnels, then backends are ended."""
+        settings = self._settings
+        crews = list(self._crews)
+        for crew in crews:
+            crew.leave(CloseCode.GOING_AWAY, settings.drain_timeout_s)
+        try:
+            async with asyncio.timeout(settings.drain_timeout_s + settings.limits.master.exit_wait_s):
+                await asyncio.gather(*(crew.gone() for crew in crews))
+        except TimeoutError:
+            _log.error(
+                "workers that had not ended %g s after they should have are killed", settings.limits.master.exit_wait_s
+            )
+            await asyncio.gather(*(crew.end() for crew in crews))
+        await asyncio.gather(self._pools.stop(), *(crew.forks.stop() for crew in crews))
+
+    # --- crews
+
+    async def _next_crew(self, settings: Settings, places: Places, listeners: Sequence[ListenerSet]) -> Crew:
+        """Start the workers of a configuration; they accept as soon as they are ready.
+
+        raises  StartError, and nothing is left of them then
+        """
+        count = worker_count(settings)
+        crew = Crew(
+            settings,
+            number=self._generation + 1,
+            board=self._board,
+            places=places,
+            listeners=[
+                [
+                    ListenerOrder(listener.socket.fileno(), listener.address, listener.is_shared)
+                    for each in listeners
+                    for listener in each.share(index, count)
+                ]
+                for index in range(count)
+            ],
+            forks=forks_of(settings),
+            slot_rows=self._slot_rows,
+            on_ended=self._crew_ended,
+        )
+        self._crews.append(crew)
+        try:
+            await crew.start()
+        except BaseException:
+            self._crews.remove(crew)
+            raise
+        self._generation += 1
+        return crew
+
+    def _crew_ended(self, crew: Crew) -> None:
+        """The last worker of a crew that was told to go is gone."""
+        if self._state == "stopping" or crew not in self._crews:
+            return
+        self._crews.remove(crew)
+        self._do(crew.forks.stop())
+        if self._state == "draining" and not self._crews:
+            self._stop_asked.set()
+
+    def _slot_died(self, row: int) -> None:
+        for crew in self._crews:
+            crew.tell_death(row)
+
+    def _open_listeners(self, settings: Settings, held: Sequence[ListenerSet]) -> list[ListenerSet]:
+        return open_listeners(
+            settings.listen,
+            count=worker_count(settings),
+            backlog=settings.limits.accept.listen_backlog,
+            held=held,
+            is_default=settings.listen == Settings().listen,
+        )
+
+    # --- reload, drain
+
+    async def _reload_and_log(self) -> None:
+        try:
+            await self._reload()
+        except TunnelError as error:
+            _log.error("reload: nothing has changed: %s", "; ".join(_problems(error)))
+
+    async def _reload(self) -> None:
+        """Serve the configuration as it is now.
+
+        raises  ConfigError, StartError: everything goes on as before
+        """
+        async with self._changing:
+            if self._state != "serving":
+                raise StartError(f"a reload is for a wstunnel that is serving, and this one is {self._state}")
+            self._state = "reloading"
+            self._notifier.reloading("reading the configuration again")
+            try:
+                await self._reload_now(self._reread())
+            finally:
+                if self._state == "reloading":
+                    self._state = "serving"
+                    self._notifier.ready(self._summary())
+
+    async def _reload_now(self, settings: Settings) -> None:
+        connection_budget(settings.max_connections, settings.limits.accept)
+        before = self._listeners
+        counts = {each: len(each) for each in before}
+        listeners = self._open_listeners(settings, before)
+        try:
+            change = await self._pools.prepare(hosts_of(settings))
+            try:
+                await self._next_crew(settings, places_of(settings, change.places), listeners)
+            except BaseException:
+                await change.undo()
+                raise
+        except BaseException:
+            for each in listeners:
+                if each in counts:
+                    each.shrink(counts[each])
+                else:
+                    each.close()
+            raise
+        self._settings, self._listeners = settings, listeners
+        change.commit()
+        for crew in self._crews[:-1]:
+            crew.quiet()
+            if settings.reload_timeout_s:
+                self._loop.call_later(
+                    settings.reload_timeout_s, crew.leave, CloseCode.SERVICE_RESTART, settings.drain_timeout_s
+                )
+        for each in before:
+            if each not in listeners:
+                each.close()
+        _log.info("reloaded: generation %d serves", self._generation)
+
+    async def _upgrade_and_log(self) -> None:
+        try:
+            async with self._changing:
+                if self._state != "serving":
+                    raise StartError(f"it is for a wstunnel that is serving, and this one is {self._state}")
+                await self._image.try_out(self._settings.limits.master.ready_timeout_s)
+                _log.info("upgrade: becoming the version that is installed now")
+                state = self._export()
+                self._image.become(state, state["fds"], SIGNALS)
+        except StartError as error:
+            _log.error("upgrade: nothing has changed: %s", error)
+
+    def _export(self) -> dict[str, Any]:
+        """All that the next image has to know."""
+        listeners = [each.export() for each in self._listeners]
+        crews = [crew.export() for crew in self._crews]
+        pools = self._pools.export()
+        control = None if self._control is None else self._control.export()
+        fds = [self._board.fd, *(fd for each in self._listeners for fd in each.fds), *pools["fds"]]
+        fds += [fd for crew in crews for fd in crew["fds"]]
+        fds += [] if control is None else [control["fd"]]
+        return {
+            "started_ms": self._started_ms,
+            "generation": self._generation,
+            "board_fd": self._board.fd,
+            "listeners": listeners,
+            "control": control,
+            "pools": pools,
+            "crews": crews,
+            "folder": self._folder,
+            "notify": self._notifier.export(),
+            "fds": fds,
+        }
+
+    async def _drain(self) -> None:
+        async with self._changing:
+            self._state = "draining"
+            self._notifier.status("draining")
+            for crew in self._crews:
+                crew.quiet()
+
+    # --- the control socket
+
+    async def _commanded(self, command: str) -> dict[str, Any]:
+        match command:
+            case "status":
+                now_ms = time.time_ns() // 1_000_000
+                return {"ok": True, "status": status.take(self._board, self._facts(), now_ms).to_json()}
+            case "reload":
+                await self._reload()
+                return {"ok": True, "generation": self._generation}
+            case "drain":
+                self.drain()
+            case "stop":
+                self.stop()
+        return {"ok": True}
+
+    def _slot_rows(self) -> list[int]:
+        return [place.row for pool, _ in self._pools.all() for place in pool.places]
+
+    def _summary(self) -> str:
+        """One line for the service manager."""
+        return f"generation {self._generation} serves {', '.join(map(str, self.addresses))}"
+
+    def _facts(self) -> status.Facts:
+        return status.Facts(
+            version=__version__,
+            pid=os.getpid(),
+            started_ms=self._started_ms,
+            generation=self._generation,
+            state=self._state,
+            listeners=tuple(map(str, self.addresses)),
+            workers=tuple(hand.row for crew in self._crews for hand in crew.hands.values()),
+            pools=self._pool_facts(),
+            stdio=self._stdio_facts(),
+        )
+
+    def _pool_facts(self) -> tuple[status.PoolFacts, ...]:
+        routes: defaultdict[int, list[str]] = defaultdict(list)  # by the row of a slot
+        for route in self._settings.routes:
+            for place in {place for host in route.backends for place in self._pools.places(host)}:
+                routes[place.row].append(name_of(route))
+        return tuple(
+            status.PoolFacts(
+                name=pool.name,
+                routes=tuple(routes[pool.places[0].row]),
+                backend=shlex.join(pool.host.bin_path) or str(pool.places[0].address),
+                is_spawned=bool(pool.host.bin_path),
+                is_retired=is_retired,
+                places=pool.places,
+            )
+            for pool, is_retired in self._pools.all()
+        )
+
+    def _stdio_facts(self) -> tuple[status.StdioStatus, ...]:
+        """The programs of the current configuration; those of earlier ones run on for their tunnels, uncounted."""
+        if not self._crews:
+            return ()
+        crew = self._crews[-1]
+        return tuple(
+            status.StdioStatus(
+                name=os.path.basename(route.stdio[0]),
+                routes=(name_of(route),),
+                running=crew.forks.running(index),
+                max_forks=route.max_forks,
+                forked=crew.forks.started(index),
+                failed=crew.forks.failed(index),
+            )
+            for index, route in enumerate(crew.settings.routes)
+            if route.stdio
+        )
+
+    # --- small things
+
+    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run it beside everything else; what goes wrong in it is not lost."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("the master failed", exc_info=error)
+
+
+def worker_count(settings: Settings) -> int:
+    """How many processes carry the traffic."""
+    return len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+
+
+def _problems(error: TunnelError) -> Sequence[str]:
+    return error.problems if isinstance(error, ConfigError) else (str(error),)

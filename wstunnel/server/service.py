@@ -1,0 +1,94 @@
+"""What a worker serves: the routes of the settings, joined to their backends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+
+from wstunnel.gateways.claim import Gateway
+from wstunnel.gateways.static import StaticGateway
+from wstunnel.gateways.stdio import Forker, StdioGateway
+from wstunnel.gateways.tunnel import TunnelGateway
+from wstunnel.server.routes import TunnelRoute
+from wstunnel.settings import Host, Route, Settings
+from wstunnel.supervise.balance import Balancer, HostSlots
+from wstunnel.supervise.board import Board
+from wstunnel.supervise.forks import ForkProgram, Forks
+from wstunnel.supervise.place import SlotPlace
+from wstunnel.supervise.pool import backend_environment
+from wstunnel.supervise.slot import Slot
+
+__all__ = ["Places", "Service", "forks_of", "hosts_of", "name_of", "places_of"]
+
+Places = tuple[tuple[tuple[SlotPlace, ...], ...], ...]
+"""The slots of every host of every route, in the settings' order."""
+
+
+def hosts_of(settings: Settings) -> list[Host]:
+    """Every host that some route names."""
+    return [host for route in settings.routes for host in route.backends]
+
+
+def places_of(settings: Settings, at: Callable[[Host], tuple[SlotPlace, ...]]) -> Places:
+    """Where the slots of all those hosts are."""
+    return tuple(tuple(at(host) for host in route.backends) for route in settings.routes)
+
+
+def forks_of(settings: Settings) -> Forks:
+    """The programs of stdio routes, by the number of their route; a route of another kind has none."""
+    programs = {
+        index: ForkProgram(
+            os.path.basename(route.stdio[0]),
+            route.stdio,
+            route.max_forks,
+            backend_environment(route, os.environ),
+            route.kill_signal,
+        )
+        for index, route in enumerate(settings.routes)
+        if route.stdio
+    }
+    return Forks(programs, settings.limits, kill_timeout_s=settings.kill_timeout_s)
+
+
+class Service:
+    """Routes and files of one worker.
+
+    in      board, row  where the slots stand, and this worker's row there
+            forker      runs programs for stdio routes
+    """
+
+    def __init__(self, settings: Settings, places: Places, board: Board, row: int, forker: Forker) -> None:
+        self._board, self._row = board, row
+        self._settings, self._forker = settings, forker
+        self._slots: defaultdict[int, list[Slot]] = defaultdict(list)
+        limits = settings.limits
+        self.static = None if settings.document_root is None else StaticGateway(settings.document_root, limits.file)
+        self.routes = [
+            TunnelRoute(route, self._gateway(index, route, places[index]))
+            for index, route in enumerate(settings.routes)
+        ]
+
+    def note_death(self, row: int) -> None:
+        """The process of the slot with this row has ended."""
+        for slot in self._slots[row]:
+            slot.note_death()
+
+    def _gateway(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> Gateway:
+        if route.stdio:
+            return StdioGateway(self._forker, index, route, self._settings.limits.spawn)
+        limits = self._settings.limits
+        hosts = []
+        for host, at in zip(route.backends, places, strict=True):
+            slots = tuple(Slot(place, self._board, self._row, limits) for place in at)
+            for slot in slots:
+                self._slots[slot.row].append(slot)
+            hosts.append(HostSlots(host, slots))
+        balancer = Balancer(hosts, route.balance, limits=limits, clock=time.monotonic)
+        return TunnelGateway(balancer, name_of(route))
+
+
+def name_of(route: Route) -> str:
+    """The route as operators know it: its path, or its suffix."""
+    return f"...{route.suffix}" if route.suffix is not None else route.path or "/"
