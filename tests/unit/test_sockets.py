@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from wstunnel.errors import StartError
-from wstunnel.sockets import bind_tcp, bind_unix, join_tcp, make_folder_of, unlink_if_ours
+from wstunnel.sockets import (
+    SOCKET_PATH_BYTES,
+    bind_tcp,
+    bind_unix,
+    bind_unix_beside,
+    join_tcp,
+    make_folder_of,
+    unlink_if_ours,
+)
 
 
 @pytest.fixture
@@ -339,3 +347,43 @@ def test_unlinking_what_is_gone_is_no_error(folder, path):
     Path("file").touch()
 
     unlink_if_ours(path, 1)
+
+
+# --- Beside a path that is in use
+
+
+def test_a_socket_beside_another_one_leaves_it_alone_and_takes_connections(folder):
+    with bind_unix("s", backlog=8) as first, socket.socket(socket.AF_UNIX) as client:
+        inode = os.lstat("s").st_ino
+        second, path = bind_unix_beside("s", backlog=8)
+        with second:
+            client.connect(path)
+            second.accept()[0].close()
+
+            assert path.startswith("s~")
+            assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
+            assert (second.getblocking(), os.get_inheritable(second.fileno())) == (True, False)
+            assert os.lstat("s").st_ino == inode
+            first.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                first.accept()
+
+
+def test_two_sockets_beside_one_path_have_two_names(folder):
+    first, one = bind_unix_beside("s", backlog=8)
+    second, other = bind_unix_beside("s", backlog=8)
+    with first, second:
+        assert one != other
+
+
+def test_a_path_too_long_for_another_name_beside_it_is_refused(folder):
+    longest = "s" * (SOCKET_PATH_BYTES - 9)
+
+    bind_unix_beside(longest, backlog=8)[0].close()
+    with pytest.raises(StartError, match=r"is in use, and the path is too long for another one beside it; choose"):
+        bind_unix_beside(longest + "s", backlog=8)
+
+
+def test_a_name_beside_a_path_that_cannot_be_bound_is_told_by_the_path(folder):
+    with pytest.raises(StartError, match=r"^unix:gone/s: the folder gone does not exist; create it"):
+        bind_unix_beside("gone/s", backlog=8)

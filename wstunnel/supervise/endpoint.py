@@ -70,6 +70,8 @@ class Endpoint:
         """The path that was wanted leads here too, from one moment to the next."""
         if not (isinstance(self.wanted, UnixAddress) and isinstance(self.address, UnixAddress)):
             return
+        if self.address == self.wanted:
+            return
         path, second = self.wanted.path, f"{self.address.path}+"
         try:
             if os.path.lexists(path) and os.lstat(path).st_ino == self._inode:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from wstunnel.supervise.procfs import ProcessStat, is_ending, orphans_live, parse_stat
+from wstunnel.supervise.procfs import ProcessStat, is_ending, orphans_live, parse_stat, read_stat
 
 
 def stat_line(name: bytes = b"perl", state: bytes = b"S", flags: int = 0x400000) -> bytes:
@@ -18,7 +19,7 @@ def stat_line(name: bytes = b"perl", state: bytes = b"S", flags: int = 0x400000)
 
 @pytest.mark.parametrize("name", [b"perl", b"a b", b"a) S (b", b") R 1 2 3", b"((", b"new\nline"])
 def test_a_name_with_blanks_and_parentheses_does_not_shift_the_fields(name):
-    assert parse_stat(stat_line(name)) == ProcessStat(state="S", group=4700, flags=0x400000)
+    assert parse_stat(stat_line(name)) == ProcessStat(state="S", group=4700, flags=0x400000, cpu_ticks=3)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,23 @@ def test_a_process_is_ending_from_the_kernels_flag_on(state, flags, is_dead, is_
     found = parse_stat(stat_line(state=state, flags=flags))
 
     assert (found.is_dead, found.is_ending) == (is_dead, is_on_its_way)
+
+
+@pytest.mark.parametrize(
+    ("state", "is_asleep"), [(b"S", True), (b"R", False), (b"D", False), (b"Z", False), (b"T", False)]
+)
+def test_only_a_process_that_waits_for_somebody_is_asleep(state, is_asleep):
+    assert parse_stat(stat_line(state=state)).is_asleep is is_asleep
+
+
+def test_processor_time_is_told_of_a_process_that_uses_it():
+    before = read_stat("self")
+    deadline = time.monotonic() + 20.0
+    while before is not None and (found := read_stat("self")) is not None and found.cpu_ticks == before.cpu_ticks:
+        assert time.monotonic() < deadline
+
+    assert found is not None
+    assert found.state == "R"
 
 
 def sleeper(group: int) -> subprocess.Popen[bytes]:

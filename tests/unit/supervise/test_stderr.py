@@ -124,3 +124,41 @@ def test_the_last_words_of_all_are_logged_when_the_pipe_is_closed(caplog):
     asyncio.run(main())
 
     assert caplog.messages == ["echo-0: bye", "echo-0: for ever"]
+
+
+def test_the_last_line_that_says_something_is_kept(caplog):
+    async def main() -> None:
+        pipe = StderrPipe("echo-0", SpawnLimits(), asyncio.get_running_loop())
+        assert pipe.last_line == b""
+        os.write(pipe.write_fd, b"one\n")
+        pipe.flush()
+        os.write(pipe.write_fd, b"Can't open x\n\n\n")
+        pipe.flush()
+        assert pipe.last_line == b"Can't open x"
+        os.write(pipe.write_fd, b"unfinished")
+        pipe.flush()
+        assert pipe.last_line == b"unfinished"
+        pipe.close()
+
+    asyncio.run(main())
+
+
+def test_a_pipe_goes_on_in_another_pair_of_hands(caplog):
+    """An upgrade in place: what stands in the pipe, and what its programs write later, is logged there."""
+    caplog.set_level(logging.INFO, "wstunnel.backend")
+
+    async def before() -> tuple[int, int]:
+        pipe = StderrPipe("echo-0", SpawnLimits(), asyncio.get_running_loop())
+        os.write(pipe.write_fd, b"one\n")
+        return pipe.fds
+
+    async def after(fds: tuple[int, int]) -> None:
+        pipe = StderrPipe("echo-0", SpawnLimits(), asyncio.get_running_loop(), fds)
+        assert pipe.fds == fds
+        os.write(fds[1], b"two\n")
+        pipe.flush()
+        pipe.close()
+
+    asyncio.run(after(asyncio.run(before())))
+
+    assert caplog.messages == ["echo-0: one", "echo-0: two"]
