@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wstunnel.config.check import as_toml
 from wstunnel.config.toml import load
-from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Host, Route, Settings, TcpAddress, UnixAddress
 
 NAMES = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/?#%"), min_size=1, max_size=8
@@ -20,41 +22,78 @@ SECONDS = st.floats(0.001, 1e7)
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 
 
-def routes(number: int) -> st.SearchStrategy[Route]:
-    """Any route; the number keeps its backend apart from those of the others."""
-    where = st.one_of(
-        st.builds(lambda name: {"socket": f"/run/{number}{name}"}, NAMES),
-        st.builds(
-            lambda host: {"host": host, "port": 1000 + 10 * number}, st.sampled_from(["127.0.0.1", "::1", "a.b"])
-        ),
-    )
-    program = st.one_of(
-        st.just({}),
-        st.builds(
-            lambda words, procs: {"bin_path": ("/bin/sh", *words), "max_procs": procs},
-            st.lists(WORDS),
-            st.integers(1, 9),
-        ),
-    )
-    found = st.one_of(
-        st.builds(lambda path: {"path": path}, PATHS), st.builds(lambda suffix: {"path": None, "suffix": suffix}, NAMES)
-    )
-    rest = st.fixed_dictionaries(
-        {
-            "frame_type": st.sampled_from(["text", "binary"]),
-            "origins": st.sampled_from([None, ("*",), ("https://a.example:8443", "*.b.example")]),
-            "subprotocols": st.sampled_from([(), ("binary",), ("chat.v2", "binary")]),
-            "ping_interval_s": SECONDS,
-            "ping_timeout_s": SECONDS,
-            "max_read_idle_s": st.just(0.0),
-            "max_write_idle_s": SECONDS,
-            "close_timeout_s": SECONDS,
-            "connect_timeout_s": SECONDS,
+VARIABLES = st.lists(
+    st.tuples(st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,3}", fullmatch=True), WORDS),
+    max_size=3,
+    unique_by=lambda pair: pair[0],
+).map(tuple)
+SIGNALS = st.sampled_from([signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGUSR2])
+
+PROGRAM = {
+    "bin_environment": VARIABLES,
+    "bin_copy_environment": st.sampled_from([(), ("LANG",)]),
+    "kill_signal": SIGNALS,
+}
+TIMEOUTS = {"connect_timeout_s": SECONDS, "read_timeout_s": SECONDS, "write_timeout_s": SECONDS}
+
+
+@st.composite
+def hosts(draw: st.DrawFn, where: str, port: int) -> dict[str, Any]:
+    """The fields of any host; `where` and `port` keep it apart from others."""
+    fields = draw(st.fixed_dictionaries({**TIMEOUTS, "tcp_fin_propagate": st.booleans(), "disable_time_s": SECONDS}))
+    if draw(st.booleans()):
+        fields["socket"] = f"/run/{where}{draw(NAMES)}"
+    else:
+        fields |= {"host": draw(st.sampled_from(["127.0.0.1", "::1", "a.b"])), "port": port}
+    fields["max_load_policy"] = draw(st.sampled_from(["share", "queue", "refuse"]))
+    if draw(st.booleans()):
+        most = draw(st.integers(1, 9))
+        fields |= {
+            "bin_path": ("/bin/sh", *draw(st.lists(WORDS))),
+            "max_procs": most,
+            "min_procs": draw(st.none() | st.integers(0, most)),
+            "idle_timeout_s": draw(SECONDS),
+            "listen_backlog": draw(st.integers(1, 9999)),
+            **draw(st.fixed_dictionaries(PROGRAM)),
         }
+    if "bin_path" in fields or fields["max_load_policy"] != "share":
+        fields["max_load_per_proc"] = draw(st.integers(1, 99))
+    return fields
+
+
+@st.composite
+def routes(draw: st.DrawFn, number: int) -> Route:
+    """Any route; the number keeps its backends apart from those of the others."""
+    fields = draw(
+        st.fixed_dictionaries(
+            {
+                "frame_type": st.sampled_from(["text", "binary"]),
+                "origins": st.sampled_from([None, ("*",), ("https://a.example:8443", "*.b.example")]),
+                "subprotocols": st.sampled_from([(), ("binary",), ("chat.v2", "binary")]),
+                "ping_interval_s": SECONDS,
+                "ping_timeout_s": SECONDS,
+                "max_read_idle_s": st.just(0.0),
+                "max_write_idle_s": SECONDS,
+                "close_timeout_s": SECONDS,
+            }
+        )
     )
-    return st.builds(
-        lambda *parts: Route(**{k: v for part in parts for k, v in part.items()}), where, program, found, rest
+    fields |= draw(
+        st.one_of(
+            st.builds(lambda path: {"path": path}, PATHS),
+            st.builds(lambda suffix: {"path": None, "suffix": suffix}, NAMES),
+        )
     )
+    kind = draw(st.sampled_from(["host", "hosts", "stdio"]))
+    if kind == "stdio":
+        fields |= draw(st.fixed_dictionaries({**PROGRAM, **TIMEOUTS, "max_forks": st.integers(1, 99)}))
+        fields["stdio"] = ("/bin/sh", *draw(st.lists(WORDS)))
+        return Route(**fields)
+    fields["balance"] = draw(st.sampled_from(["least-connection", "round-robin", "hash", "sticky"]))
+    if kind == "host":
+        return Route(**fields, **draw(hosts(f"{number}", 1000 + 100 * number)))
+    many = [Host(**draw(hosts(f"{number}h{index}", 1000 + 100 * number + 10 * index))) for index in range(1, 4)]
+    return Route(**fields, hosts=tuple(many[: draw(st.integers(1, 3))]))
 
 
 SETTINGS = st.builds(
@@ -70,8 +109,15 @@ SETTINGS = st.builds(
     ).map(tuple),
     document_root=st.sampled_from([None, "/", "/usr"]),
     max_connections=st.none() | st.integers(1, 10_000_000),
+    workers=st.just("auto") | st.integers(1, 64),
+    control=st.sampled_from([None, "/run/control"]),
+    drain_timeout_s=SECONDS,
+    reload_timeout_s=SECONDS,
+    kill_timeout_s=SECONDS,
+    allow_unsafe_places=st.booleans(),
     log_level=st.sampled_from(["debug", "info", "warning", "error"]),
     log_format=st.sampled_from(["text", "json"]),
+    log_file=st.sampled_from([None, "/log"]),
     routes=st.tuples(*map(routes, range(1, 3))),
 )
 
@@ -86,27 +132,68 @@ def test_any_settings_are_printed_as_a_file_that_loads_to_the_same(any_settings)
         assert load(path) == any_settings
 
 
-def test_every_value_is_said_and_what_is_unset_is_explained():
-    text = as_toml(Settings(routes=(Route(host="127.0.0.1", port=7),)))
-    assert text == (
-        'listen = ["127.0.0.1:8081"]\n'
-        "# max-connections: what the descriptor limit carries\n"
-        'log-level = "info"\n'
-        'log-format = "text"\n'
-        "\n"
-        "[[route]]\n"
-        'path = "/"\n'
-        'gateway = "tunnel"\n'
-        'host = "127.0.0.1"\n'
-        "port = 7\n"
-        "max-procs = 1\n"
-        'frame-type = "text"\n'
-        "# origins: the same origin as the Host\n"
-        'subprotocols = ["binary"]\n'
-        "ping-interval = 20\n"
-        "ping-timeout = 20\n"
-        "max-read-idle = 0\n"
-        "max-write-idle = 360\n"
-        "close-timeout = 5\n"
-        "connect-timeout = 8\n"
+TOP = """\
+listen = ["127.0.0.1:8081"]
+# max-connections: what the descriptor limit carries
+workers = 1
+# control: in the runtime folder, named after the first listener
+drain-timeout = 10
+reload-timeout = 0
+kill-timeout = 5
+allow-unsafe-places = false
+log-level = "info"
+log-format = "text"
+# log-file: stderr
+"""
+
+POLICY = """\
+frame-type = "text"
+# origins: the same origin as the Host
+subprotocols = ["binary"]
+"""
+
+PINGS = """\
+ping-interval = 20
+ping-timeout = 20
+max-read-idle = 0
+max-write-idle = 360
+close-timeout = 5
+"""
+
+CONNECTING = """\
+connect-timeout = 8
+read-timeout = 0
+write-timeout = 0
+"""
+
+
+def test_a_route_says_what_means_something_there_and_no_more():
+    assert as_toml(Settings(routes=(Route(host="127.0.0.1", port=7),))) == (
+        f'{TOP}\n[[route]]\npath = "/"\nhost = "127.0.0.1"\nport = 7\nmax-load-policy = "share"\n{POLICY}'
+        f"tcp-fin-propagate = true\n{PINGS}disable-time = 1\n{CONNECTING}"
+    )
+
+
+def test_a_program_says_how_it_is_run():
+    text = as_toml(Settings(routes=(Route(socket="/s", bin_path=("/echo",), bin_environment=(("A", "1"),)),)))
+    assert (
+        'socket = "/s"\nbin-path = "/echo"\nmax-procs = 1\n# min-procs: as max-procs\nmax-load-per-proc = 1\n'
+        'max-load-policy = "share"\nidle-timeout = 60\nbin-environment = { A = "1" }\nlisten-backlog = 4096\n'
+        'kill-signal = "SIGTERM"\nframe-type = "text"\n'
+    ) in text
+
+
+def test_a_program_for_each_tunnel_says_nothing_of_pools():
+    assert as_toml(Settings(routes=(Route(stdio=("/echo", "a b")),))) == (
+        f'{TOP}\n[[route]]\npath = "/"\nstdio = "/echo \'a b\'"\nmax-forks = 1000\nkill-signal = "SIGTERM"\n'
+        f"{POLICY}tcp-fin-propagate = true\n{PINGS}{CONNECTING}"
+    )
+
+
+def test_several_hosts_stand_below_their_route():
+    hosts = (Host(host="127.0.0.1", port=7), Host(socket="/s"))
+    each = f'max-load-policy = "share"\ntcp-fin-propagate = true\ndisable-time = 1\n{CONNECTING}'
+    assert as_toml(Settings(routes=(Route(hosts=hosts),))) == (
+        f'{TOP}\n[[route]]\npath = "/"\nbalance = "least-connection"\n{POLICY}{PINGS}'
+        f'\n[[route.hosts]]\nhost = "127.0.0.1"\nport = 7\n{each}\n[[route.hosts]]\nsocket = "/s"\n{each}'
     )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import re
 import shlex
+import signal
 
 import pytest
 
-from wstunnel.config.flags import flag_parser, settings_of
+from wstunnel.config.flags import COMMANDS, asked_of_running, flag_parser, settings_of
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS
 from wstunnel.errors import ConfigError
 from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
@@ -39,14 +43,30 @@ def test_a_socket_and_a_program_are_the_whole_of_it(folder):
     )
 
 
-def test_every_flag_reaches_its_setting(folder):
+def test_every_flag_reaches_its_setting(folder, monkeypatch):
     words = (
         "--listen 127.0.0.1:0 --listen [::]:80 --listen=unix:a,b.sock --max-connections 100 --document-root www "
         "--log-level error --log-format json --path /ws/ --host localhost --port 7000 --max-procs 3 "
         "--frame-type binary --origins https://a.example,*.b.example --ping-interval 0 --ping-timeout 1.5 "
-        "--max-read-idle 3 --max-write-idle 4 --close-timeout 5.5 --connect-timeout 6"
+        "--max-read-idle 3 --max-write-idle 4 --close-timeout 5.5 --connect-timeout 6 --workers auto --user me "
+        "--group me --control c --drain-timeout 7 --reload-timeout 8 --kill-timeout 9 --allow-unsafe-places true "
+        "--log-file log --min-procs 2 --max-load-per-proc 4 --max-load-policy refuse --idle-timeout 10 "
+        "--bin-environment A=1,B=2 --bin-copy-environment LANG,TZ --listen-backlog 11 --kill-signal int "
+        "--disable-time 12 --read-timeout 13 --write-timeout 14 --tcp-fin-propagate false"
     )
+    me = os.geteuid(), os.getegid()
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: pwd.struct_passwd((name, "x", *me, "", "/", "/bin/sh")))
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", me[1], [])))
     assert settings(*words.split(), "--bin-path", "./echo.pl 'a b'") == Settings(
+        workers="auto",
+        user="me",
+        group="me",
+        control=f"{folder}/c",
+        drain_timeout_s=7.0,
+        reload_timeout_s=8.0,
+        kill_timeout_s=9.0,
+        allow_unsafe_places=True,
+        log_file=f"{folder}/log",
         listen=(TcpAddress("127.0.0.1", 0), TcpAddress("::", 80), UnixAddress(f"{folder}/a,b.sock")),
         max_connections=100,
         document_root=f"{folder}/www",
@@ -67,9 +87,33 @@ def test_every_flag_reaches_its_setting(folder):
                 max_write_idle_s=4.0,
                 close_timeout_s=5.5,
                 connect_timeout_s=6.0,
+                min_procs=2,
+                max_load_per_proc=4,
+                max_load_policy="refuse",
+                idle_timeout_s=10.0,
+                bin_environment=(("A", "1"), ("B", "2")),
+                bin_copy_environment=("LANG", "TZ"),
+                listen_backlog=11,
+                kill_signal=signal.SIGINT,
+                disable_time_s=12.0,
+                read_timeout_s=13.0,
+                write_timeout_s=14.0,
+                tcp_fin_propagate=False,
             ),
         ),
     )
+
+
+def test_a_program_for_each_tunnel_is_a_flag_too(folder):
+    assert settings("--stdio", "./echo.pl -x", "--max-forks", "7") == Settings(
+        routes=(Route(stdio=(f"{folder}/echo.pl", "-x"), max_forks=7),)
+    )
+
+
+def test_a_program_alone_is_enough(folder, monkeypatch):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", folder)
+    (route,) = settings("--bin-path", "./echo.pl").routes
+    assert route.socket.startswith(f"{folder}/echo.pl-")
 
 
 def test_the_flags_of_the_issue_are_there():
@@ -85,7 +129,7 @@ def test_a_document_root_alone_is_enough(folder):
 
 def test_nothing_to_serve_is_refused():
     assert problems() == [
-        "nothing to serve: give --socket, --port, --document-root or -f; --help has examples"
+        "nothing to serve: give --bin-path, --socket, --port, --stdio, --document-root or -f; --help has examples"
     ]  # fmt: skip
     assert problems("--listen", "127.0.0.1:1") == problems()
 
@@ -100,7 +144,7 @@ def test_every_mistake_is_told_at_once(folder):
         "--path: given more than once; a file (-f) takes any number of routes",
         '--ping-interval: needs seconds from 0 to 31536000, got "soon"',
         f'--document-root: "{folder}/nope" is not a folder',
-        "the route: has no backend: it takes a socket, or a port (and a host)",
+        "the route: has no backend: it takes a socket, a port (and a host), a bin-path or a stdio",
     ]  # fmt: skip
 
 
@@ -111,7 +155,10 @@ def test_every_mistake_is_told_at_once(folder):
         (["--sock", "a"], "--sock: unknown flag; did you mean --socket?"),
         (["-port=7"], "-port: unknown flag; did you mean --port?"),
         (["--colour=red"], "--colour: unknown flag"),
-        (["--port", "1", "check"], '"check": unexpected; the one command, check, comes first'),
+        (["--port", "1", "check"], '"check": unexpected; a command (check, status, reload, drain, stop) comes first'),
+        (["--port", "1", "--json"], "--json: goes with the status command only, which comes first"),
+        (["--watch"], "--watch: goes with the status command only, which comes first"),
+        (["--balance", "hash", "--port", "1"], "--balance: stands in a [[route]] of a file (-f) only"),
         (["--port", "1", "--help=x"], "-h/--help: ignored explicit argument 'x'"),
         (["--port"], "--port: expected one argument"),
         (["--port", "1", "--\x1b[31m"], "--\\x1b[31m: unknown flag"),
@@ -156,7 +203,7 @@ def test_route_flags_beside_a_file_are_refused_by_name():
     assert problems("-f", "wstunnel.toml", "--port", "7", "--frame-type", "text", "--log-level", "loud") == [
         '--log-level: needs debug or info or warning or error, got "loud"',
         "--port, --frame-type: cannot stand beside -f; routes are in wstunnel.toml",
-        "wstunnel.toml:1: route[1]: has no backend: it takes a socket, or a port (and a host)",
+        "wstunnel.toml:1: route[1]: has no backend: it takes a socket, a port (and a host), a bin-path or a stdio",
         "wstunnel.toml:2: route[1].prt: unknown; did you mean port?",
     ]
 
@@ -169,13 +216,66 @@ def test_a_mistake_beside_a_sound_file_is_refused():
 
 def test_help_stands_in_groups_with_every_flag_and_examples():
     text = flag_parser().format_help()
-    groups = ["listening", "backend", "policy", "timeouts", "files", "logging"]
+    groups = ["listening", "backend", "processes", "policy", "timeouts", "files", "logging"]
     order = [text.index(f"\n{group}:\n") for group in groups]
     assert order == sorted(order)
     for option in (*SERVER_OPTIONS.values(), *ROUTE_OPTIONS.values()):
         assert (f"  --{option.name} {option.metavar}" in text) == option.is_flag
     assert "exit codes: 0 ended as asked, 1 failed at run time, 2 unusable configuration" in text
     assert max(map(len, text.splitlines())) <= 110
+
+
+def test_help_lists_every_command():
+    text = flag_parser().format_help()
+    for command in COMMANDS:
+        assert re.search(rf"^       wstunnel {command} .*\[flags\]", text, re.MULTILINE)
+
+
+def test_status_has_flags_of_its_own():
+    said, strangers = flag_parser("status").parse_known_args(["--json", "--port", "1"])
+    assert (said.json, said.watch, strangers) == (True, False, [])
+    assert "  --watch " in flag_parser("status").format_help()
+    assert "  --watch " not in flag_parser("stop").format_help()
+
+
+def asked(*words: str) -> Settings:
+    return asked_of_running(*flag_parser("status").parse_known_args(words))
+
+
+def test_who_asks_says_what_the_one_that_runs_was_started_with(folder):
+    words = "--listen unix:a --control c --port 7000 --bin-path ./gone --max-procs 99999"
+    found = asked(*words.split())
+    assert (found.listen, found.control) == ((UnixAddress(f"{folder}/a"),), f"{folder}/c")
+    assert asked() == Settings()
+
+
+def test_who_asks_needs_no_file_that_could_be_started(folder):
+    """Somebody may have broken it since; this is when an operator wants to know how things are."""
+    os.mkdir("etc")
+    with open("etc/wstunnel.toml", "w") as file:
+        file.write('listen = ["127.0.0.1:9"]\ncontrol = "c"\nworkers = "many"\nnonsense = 3\n[[route]]\nport = "x"\n')
+    found = asked("-f", "etc/wstunnel.toml")
+    assert (found.listen, found.control) == ((TcpAddress("127.0.0.1", 9),), f"{folder}/etc/c")
+    assert asked("-f", "etc/wstunnel.toml", "--control", "d").control == f"{folder}/d"
+
+
+def test_who_asks_is_told_what_cannot_be_read():
+    with open("wstunnel.toml", "w") as file:
+        file.write("listen = 3\n")
+    with pytest.raises(ConfigError) as caught:
+        asked("-f", "wstunnel.toml", "--contrl", "x", "--control", "")
+    assert caught.value.problems == (
+        "--contrl: unknown flag; did you mean --control?",
+        '--control: needs a path, got ""',
+        'wstunnel.toml:1: listen: needs a list such as ["127.0.0.1:8081"], got 3',
+    )
+    with pytest.raises(ConfigError, match=r"missing\.toml: cannot be read: no such file"):
+        asked("-f", "missing.toml")
+
+
+def test_who_asks_is_not_told_of_places_that_are_not_safe(folder):
+    os.chmod(folder, 0o777)
+    assert asked("--control", "c").control == f"{folder}/c"
 
 
 def test_every_example_of_the_help_is_sound():

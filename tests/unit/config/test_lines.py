@@ -78,6 +78,20 @@ def test_the_line_of_a_key_is_where_it_was_written(tables, newline):
     assert key_lines(text) == expected
 
 
+def test_tables_in_tables_have_their_lines():
+    text = (
+        "[[route]]\nport = 1\n[[route]]\n[[route.hosts]]\nport = 1\n"
+        "[[route.hosts]]\nmax-procs = 2\n[route.hosts.bin-environment]\nA = '1'\n[[route]]\n[[route.hosts]]\n"
+    )
+    tomllib.loads(text)
+    lines = key_lines(text)
+    assert lines["route", "2", "hosts", "1", "port"] == 5
+    assert lines["route", "2", "hosts", "2"] == 6
+    assert lines["route", "2", "hosts", "2", "max-procs"] == 7
+    assert lines["route", "2", "hosts", "2", "bin-environment"] == 8
+    assert lines["route", "3", "hosts", "1"] == 11
+
+
 def test_a_long_string_costs_no_recursion():
     text = 'a = """' + '\\"\n"' * 100_000 + '"""\nb = 1'
     assert key_lines(text) == {("a",): 1, ("b",): 100_002}

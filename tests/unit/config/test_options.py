@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, OptionError, shown, toml_string
+from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, OptionError, shown, toml_string
 from wstunnel.limits import OptionLimits
-from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Host, Route, Settings, TcpAddress, UnixAddress
 
 OPTIONS = SERVER_OPTIONS | ROUTE_OPTIONS
 A_YEAR_S = int(OptionLimits().max_seconds)
@@ -33,7 +34,19 @@ def refusal_of_word(name: str, word: str) -> str:
 
 def test_every_field_but_routes_and_limits_is_an_option():
     fields = {each.name for each in (*dataclasses.fields(Settings), *dataclasses.fields(Route))}
-    assert {option.field for option in OPTIONS.values()} == fields - {"routes", "limits"}
+    assert {option.field for option in OPTIONS.values()} == fields - {"routes", "hosts", "limits"}
+
+
+def test_what_a_host_takes_a_route_takes_for_its_own_host():
+    assert HOST_OPTIONS.items() <= ROUTE_OPTIONS.items()
+    assert {option.field for option in HOST_OPTIONS.values()} == {each.name for each in dataclasses.fields(Host)}
+
+
+def test_a_route_is_shown_from_its_path_on():
+    assert list(ROUTE_OPTIONS)[:4] == ["path", "suffix", "stdio", "balance"]
+    groups = [option.group for option in ROUTE_OPTIONS.values()]
+    assert list(dict.fromkeys(groups)) == ["backend", "processes", "policy", "timeouts"]
+    assert groups == sorted(groups, key=["backend", "processes", "policy", "timeouts"].index)
 
 
 def test_no_name_is_an_option_of_the_server_and_of_a_route():
@@ -172,7 +185,9 @@ def test_any_text_is_a_toml_string(text):
     assert tomllib.loads(f"x = {toml_string(text)}") == {"x": text}
 
 
-@pytest.mark.parametrize("name", ["socket", "document-root", "path", "suffix", "host"])
+@pytest.mark.parametrize(
+    "name", ["socket", "document-root", "path", "suffix", "host", "control", "log-file", "user", "group"]
+)
 @pytest.mark.parametrize("text", ["/a\nb", "/a\x1b[31m", "/a\x7f", "/\0"])
 def test_control_characters_are_refused(name, text):
     assert "control character" in refusal(name, text)
@@ -198,12 +213,15 @@ def test_a_path_is_kept_as_written(written):
     assert OPTIONS["path"].kind.from_toml(written) == written
 
 
-@pytest.mark.parametrize(("name", "lowest", "highest"), [("port", 1, 65535), ("max-procs", 1, 1024)])
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [("port", 1, 65535), ("max-procs", 1, 1024), ("min-procs", 0, 1024), ("max-forks", 1, 10_000_000)],
+)
 def test_a_whole_number_keeps_within_its_bounds(name, lowest, highest):
     kind = OPTIONS[name].kind
     for number in (lowest, highest):
         assert kind.from_toml(number) == kind.from_text(f"00{number}") == number
-    for number in (lowest - 1, highest + 1, -lowest, 10**5000):
+    for number in (lowest - 1, highest + 1, -highest, 10**5000):
         assert refusal(name, number).startswith(f"needs a whole number from {lowest} to {highest}, got ")
     for word in (str(lowest - 1), str(highest + 1), "-1", "1.0", "1e1", "", " 1", "1_0", "٣", "9" * 5000):
         assert refusal_of_word(name, word).startswith(f"needs a whole number from {lowest} to {highest}, got ")
@@ -243,12 +261,166 @@ def test_any_seconds_that_are_written_as_toml_are_read_back(seconds):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("frame-type", "text or binary"), ("log-level", "debug or info or warning or error"), ("gateway", "tunnel")],
+    [
+        ("frame-type", "text or binary"),
+        ("log-level", "debug or info or warning or error"),
+        ("max-load-policy", "share or queue or refuse"),
+        ("balance", "least-connection or round-robin or hash or sticky"),
+    ],
 )
 def test_a_choice_names_its_words(name, words):
     assert refusal(name, "Text") == f'needs {words}, got "Text"'
     assert refusal(name, 3) == f"needs {words}, got 3"
     assert refusal_of_word(name, "") == f'needs {words}, got ""'
+
+
+def test_lighttpds_older_word_is_translated():
+    assert OPTIONS["balance"].kind.from_toml("fair") == "least-connection"
+
+
+# --- switches and numbers with a word
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", True), ("false", False)])
+def test_a_switch_is_true_or_false(word, value):
+    kind = OPTIONS["tcp-fin-propagate"].kind
+    assert kind.from_text(word) is kind.from_toml(value) is value
+    assert kind.to_toml(value) == word
+
+
+@pytest.mark.parametrize("value", ["true", 1, 0, 1.0, [], "enable"])
+def test_a_switch_in_a_file_is_nothing_else(value):
+    assert refusal("tcp-fin-propagate", value) == f"needs true or false, without quotation marks, got {shown(value)}"
+
+
+@pytest.mark.parametrize("word", ["", "True", "yes", "1", "enable"])
+def test_a_switch_on_the_command_line_is_nothing_else(word):
+    assert refusal_of_word("allow-unsafe-places", word) == f'needs true or false, got "{word}"'
+
+
+@pytest.mark.parametrize(("written", "workers"), [("auto", "auto"), (1, 1), (64, 64)])
+def test_workers_are_counted_or_left_to_the_machine(written, workers):
+    kind = OPTIONS["workers"].kind
+    assert kind.from_toml(written) == kind.from_text(str(written)) == workers
+    assert tomllib.loads(f"x = {kind.to_toml(workers)}")["x"] == written
+
+
+@pytest.mark.parametrize("written", [0, 65, -1, "4", True, "Auto", [], 1.0])
+def test_workers_are_nothing_else(written):
+    assert refusal("workers", written) == f"needs auto or a whole number from 1 to 64, got {shown(written)}"
+
+
+@pytest.mark.parametrize("word", ["0", "65", "", "all"])
+def test_workers_on_the_command_line_are_nothing_else(word):
+    assert refusal_of_word("workers", word) == f'needs auto or a whole number from 1 to 64, got "{word}"'
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("SIGTERM", signal.SIGTERM),
+        ("TERM", signal.SIGTERM),
+        ("sigint", signal.SIGINT),
+        ("15", signal.SIGTERM),
+        (2, signal.SIGINT),
+        ("KILL", signal.SIGKILL),
+        ("SIGWINCH", signal.SIGWINCH),
+        ("USR1", signal.SIGUSR1),
+    ],
+)
+def test_a_signal_has_a_name_or_a_number(written, meant):
+    kind = OPTIONS["kill-signal"].kind
+    assert kind.from_toml(written) is kind.from_text(str(written)) is meant
+    assert kind.from_toml(tomllib.loads(f"x = {kind.to_toml(meant)}")["x"]) is meant
+
+
+@pytest.mark.parametrize("written", ["SIGNONE", "", "SIG", 0, -15, 99, "099", "1000", 15.0, True, [], "٣"])
+def test_what_is_no_signal_is_refused(written):
+    text = f"needs the name or the number of a signal, such as SIGTERM, got {shown(written)}"
+    assert refusal("kill-signal", written) == text
+
+
+@pytest.mark.parametrize("written", ["SIGSTOP", "TSTP", "CONT", "19", 18, "SIGCHLD", "TTIN", "ttou", "URG"])
+def test_a_signal_that_asks_nobody_to_end_is_refused(written):
+    assert refusal("kill-signal", written) == (
+        f"{shown(written)} does not ask a process to end; SIGTERM, SIGINT, SIGQUIT and others do"
+    )
+
+
+# --- variables
+
+
+@pytest.mark.parametrize(
+    ("word", "pairs"),
+    [
+        ("A=1", (("A", "1"),)),
+        ("A=1,B=2", (("A", "1"), ("B", "2"))),
+        ("A=", (("A", ""),)),
+        ("A=x=y", (("A", "x=y"),)),
+        ("OPTS=a,b,_c9=d,", (("OPTS", "a,b"), ("_c9", "d,"))),
+        ("A= b \n", (("A", " b \n"),)),
+    ],
+)
+def test_variables_stand_with_commas_between_them(word, pairs):
+    assert OPTIONS["bin-environment"].kind.from_text(word) == pairs
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("A", 'needs NAME=VALUE, with commas between several, got "A"'),
+        ("", 'needs NAME=VALUE, with commas between several, got ""'),
+        ("A=1,A=2", '"A" stands there twice'),
+        ("9=1", 'the name of a variable has letters, digits and _ and begins with no digit, got "9"'),
+        ("=1", 'the name of a variable has letters, digits and _ and begins with no digit, got ""'),
+        ("A=\0", 'the value of A holds a NUL: "\\x00"'),
+        ("A=\udcff", 'the value of A is not UTF-8: "\\udcff"'),
+    ],
+)
+def test_what_is_no_variable_is_refused(word, text):
+    assert refusal_of_word("bin-environment", word) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("A=1", 'needs a table such as { LANG = "C.UTF-8" }, got "A=1"'),
+        (["A=1"], 'needs a table such as { LANG = "C.UTF-8" }, got a list'),
+        (
+            {"A": 1, "b c": "", "D": "d"},
+            'the value of A needs quotation marks, as in "1", got 1; '
+            'the name of a variable has letters, digits and _ and begins with no digit, got "b c"',
+        ),
+    ],
+)
+def test_variables_in_a_file_are_a_table_of_strings(value, text):
+    assert refusal("bin-environment", value) == text
+
+
+@given(
+    table=st.dictionaries(
+        st.from_regex("[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True),
+        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
+    )
+)
+def test_any_variables_that_are_written_as_toml_are_read_back(table):
+    kind = OPTIONS["bin-environment"].kind
+    pairs = tuple(table.items())
+    assert kind.from_toml(tomllib.loads(f"x = {kind.to_toml(pairs)}")["x"]) == pairs
+
+
+def test_variables_to_copy_are_names():
+    kind = OPTIONS["bin-copy-environment"].kind
+    assert kind.from_text("LANG, TZ") == kind.from_toml(["LANG", "TZ"]) == ("LANG", "TZ")
+    assert refusal("bin-copy-environment", ["A=1"]) == (
+        'the name of a variable has letters, digits and _ and begins with no digit, got "A=1"'
+    )
+
+
+# --- as they are shown
 
 
 @pytest.mark.parametrize(

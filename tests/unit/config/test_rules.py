@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import re
+import signal
 from collections.abc import Callable
 
 import pytest
 
-from wstunnel.config.rules import Draft, Place, Problems, Settled, settle
+from wstunnel.config.drafts import Draft, Place, Problems
+from wstunnel.config.rules import Settled, settle
 from wstunnel.errors import ConfigError
-from wstunnel.settings import TcpAddress, UnixAddress
+from wstunnel.settings import Host, Route, TcpAddress, UnixAddress
 
-NO_BACKEND = "has no backend: it takes a socket, or a port (and a host)"
+NO_BACKEND = "has no backend: it takes a socket, a port (and a host), a bin-path or a stdio"
+NO_HOST = "has no backend: it takes a socket, a port (and a host), a bin-path"
+NO_PROGRAM = "needs a bin-path: it is about programs that are spawned here"
+BESIDE_STDIO = "cannot stand beside stdio, which starts a program for each tunnel and connects to none"
 
 
 class Asked:
-    """Settles routes given as keywords; places read `1.port`, `server.listen`."""
+    """Settles routes given as keywords; places read `1.port`, `server.listen`, and `1h2.port` for a host of a route."""
 
     def __init__(self, base: str) -> None:
         self.base = base
 
     def __call__(self, *routes: dict[str, object], refused: set[str] | None = None, **server: object) -> Settled:
         drafts = [
-            Draft(self._where(number, str(number)), self.base, dict(values), refused or set())
-            for number, values in enumerate(routes, 1)
+            self._draft(number, str(number), dict(values), refused or set()) for number, values in enumerate(routes, 1)
         ]
         return settle([Draft(self._where(0, "server"), self.base, dict(server))], drafts, Problems())
+
+    def _draft(self, line: int, name: str, values: dict[str, object], refused: set[str]) -> Draft:
+        hosts: list[dict[str, object]] | None = values.pop("hosts", None)
+        draft = Draft(self._where(line, name), self.base, values, refused)
+        if hosts is not None:
+            draft.hosts = [
+                self._draft(line, f"{name}h{number}", dict(host), set()) for number, host in enumerate(hosts, 1)
+            ]
+        return draft
 
     @staticmethod
     def _where(line: int, of: str) -> Callable[[str | None], Place]:
@@ -53,11 +69,26 @@ def asked(tmp_path) -> Asked:
     ("route", "problem"),
     [
         ({}, f"1.-: {NO_BACKEND}"),
-        ({"bin_path": ("./echo",)}, f"1.-: {NO_BACKEND}"),
         ({"host": "a"}, "1.host: needs a port beside it"),
-        ({"socket": "s", "port": 1}, "1.socket: a route has a socket or a host and port, not both"),
+        ({"socket": "s", "port": 1}, "1.socket: a backend has a socket or a host and port, not both"),
         ({"port": 1, "path": "/", "suffix": "x"}, "1.suffix: a route has a path or a suffix, not both"),
-        ({"port": 1, "max_procs": 2}, "1.max_procs: needs a bin-path: only programs that are spawned here are counted"),
+        ({"port": 1, "max_forks": 2}, "1.max_forks: needs a stdio"),
+        (
+            {"port": 1, "max_load_per_proc": 2},
+            "1.max_load_per_proc: needs a bin-path, or a max-load-policy of queue or refuse",
+        ),
+        ({"hosts": []}, "1.hosts: needs at least one [[route.hosts]]"),
+        ({"hosts": [{}]}, f"1h1.-: {NO_HOST}"),
+        (
+            {"hosts": [{"port": 1}], "port": 1},
+            "1.port: cannot stand beside 1h1.-; write it into each [[route.hosts]] that it is for",
+        ),
+        (
+            {"hosts": [{"port": 1}], "tcp_fin_propagate": True},
+            "1.tcp_fin_propagate: cannot stand beside 1h1.-; write it into each [[route.hosts]] that it is for",
+        ),
+        ({"hosts": [{"port": 1}], "stdio": ("cat",)}, "1.stdio: cannot stand beside 1.hosts"),
+        ({"hosts": [{"port": 1}], "max_forks": 1}, "1.max_forks: needs a stdio"),
     ],
 )
 def test_a_route_that_says_too_little_or_too_much_is_refused(asked, route, problem):
@@ -67,7 +98,7 @@ def test_a_route_that_says_too_little_or_too_much_is_refused(asked, route, probl
 def test_a_socket_and_a_host_are_one_too_many(asked):
     assert asked.problems({"socket": "s", "host": "a"}) == [
         "1.host: needs a port beside it",
-        "1.socket: a route has a socket or a host and port, not both",
+        "1.socket: a backend has a socket or a host and port, not both",
     ]
 
 
@@ -81,8 +112,183 @@ def test_a_suffix_takes_the_place_of_the_path(asked):
     assert (route.path, route.suffix) == (None, ".ws")
 
 
-def test_one_process_is_no_count(asked):
-    assert asked({"port": 7, "max_procs": 1}).settings.routes[0].max_procs == 1
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_procs", 1),
+        ("min_procs", 1),
+        ("idle_timeout_s", 1.0),
+        ("listen_backlog", 1),
+        ("kill_signal", signal.SIGINT),
+        ("bin_environment", (("A", "1"),)),
+        ("bin_copy_environment", ("A",)),
+    ],
+)
+def test_what_is_about_programs_needs_one(asked, name, value):
+    assert asked.problems({"port": 7, name: value}) == [f"1.{name}: {NO_PROGRAM}"]
+    assert getattr(asked({"port": 7, "bin_path": ("./echo",), name: value}).settings.routes[0], name) == value
+
+
+def test_what_a_program_needs_is_not_asked_for_twice(asked):
+    """One mistake, one problem: the bin-path is there, and could not be read."""
+    assert asked({"port": 7, "max_procs": 2}, refused={"bin_path"})
+
+
+@pytest.mark.parametrize("policy", ["queue", "refuse"])
+def test_a_limit_that_is_kept_is_for_any_backend(asked, policy):
+    host = {"port": 7, "max_load_per_proc": 2, "max_load_policy": policy}
+    settled = asked(host)
+    assert (settled.settings.routes[0].max_load_per_proc, settled.warnings) == (2, ())
+    assert asked({**host, "bin_path": ("./echo",)}).warnings == ()
+
+
+def test_a_load_that_changes_nothing_is_warned_of(asked):
+    program = {"port": 7, "bin_path": ("./echo",), "max_procs": 3, "max_load_per_proc": 2}
+    for fixed in (program, {**program, "min_procs": 3}):
+        (warning,) = asked(fixed).warnings
+        assert warning.startswith("1.max_load_per_proc: without effect: all 3 processes run from the start")
+    assert asked({**program, "min_procs": 2}).warnings == ()
+
+
+def test_no_more_processes_are_kept_than_there_may_be(asked):
+    program = {"port": 7, "bin_path": ("./echo",)}
+    assert asked({**program, "min_procs": 3, "max_procs": 3})
+    assert asked.problems({**program, "min_procs": 3, "max_procs": 2}) == [
+        "1.min_procs: 3 is more than max-procs, 2"
+    ]  # fmt: skip
+    assert asked.problems({**program, "min_procs": 2}) == [
+        "1.min_procs: 2 is more than max-procs, which is 1 unless it is given"
+    ]
+    assert asked({**program, "min_procs": 2}, refused={"max_procs"})
+
+
+# --- stdio
+
+
+def test_a_program_for_each_tunnel_is_a_backend(asked):
+    settled = asked({"stdio": ("./echo", "-x"), "max_forks": 5, "kill_signal": signal.SIGINT, "read_timeout_s": 1.0})
+    (route,) = settled.settings.routes
+    assert (route.stdio, route.max_forks, route.backends) == ((f"{asked.base}/echo", "-x"), 5, ())
+    assert settled.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("socket", "s"),
+        ("host", "a"),
+        ("port", 7),
+        ("bin_path", ("./echo",)),
+        ("max_procs", 2),
+        ("min_procs", 0),
+        ("max_load_per_proc", 1),
+        ("max_load_policy", "queue"),
+        ("idle_timeout_s", 1.0),
+        ("listen_backlog", 1),
+        ("disable_time_s", 1.0),
+        ("balance", "hash"),
+    ],
+)
+def test_what_is_about_connecting_stands_not_beside_stdio(asked, name, value):
+    assert asked.problems({"stdio": ("./echo",), name: value}) == [f"1.{name}: {BESIDE_STDIO}"]
+
+
+# --- several hosts
+
+
+def test_a_route_has_several_hosts(asked):
+    settled = asked(
+        {
+            "path": "/ws",
+            "balance": "hash",
+            "hosts": [
+                {"host": "a", "port": 7},
+                {"port": 8, "connect_timeout_s": 2.0},
+                {"socket": "s", "bin_path": ("./echo",), "max_procs": 2},
+            ],
+        }
+    )
+    (route,) = settled.settings.routes
+    assert route == Route(
+        path="/ws",
+        balance="hash",
+        hosts=(
+            Host(host="a", port=7),
+            Host(host="127.0.0.1", port=8, connect_timeout_s=2.0),
+            Host(socket=f"{asked.base}/s", bin_path=(f"{asked.base}/echo",), max_procs=2),
+        ),
+    )
+    assert settled.warnings == ()
+
+
+def test_a_host_is_held_against_the_same_rules(asked):
+    hosts = [{"host": "a"}, {"port": 7, "max_procs": 2}, {"socket": "s", "port": 1}, {}]
+    assert asked.problems({"hosts": hosts}) == [
+        "1h1.host: needs a port beside it",
+        f"1h2.max_procs: {NO_PROGRAM}",
+        "1h3.socket: a backend has a socket or a host and port, not both",
+        f"1h4.-: {NO_HOST}",
+    ]
+
+
+@pytest.mark.parametrize("route", [{"port": 7}, {"hosts": [{"port": 7}]}])
+def test_a_balance_with_nothing_to_choose_from_is_warned_of(asked, route):
+    assert asked({**route, "balance": "sticky"}).warnings == (
+        "1.balance: without effect: there is one host; several stand as [[route.hosts]]",
+    )
+
+
+# --- a program without a socket
+
+
+@pytest.fixture
+def runtime(monkeypatch) -> str:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/own")
+    return "/run/own"
+
+
+def test_a_program_without_a_socket_gets_one_in_the_runtime_folder(asked, runtime):
+    route = asked({"bin_path": ("./echo",)}).settings.routes[0]
+    assert re.fullmatch(r"/run/own/echo-[0-9a-f]{8}", route.socket)
+
+
+def test_sockets_that_nobody_named_are_told_apart(asked, runtime):
+    spawn = {"bin_path": ("./echo",)}
+    routes = ({"path": "/a", **spawn}, {"path": "/b", **spawn}, {"path": "/b", **spawn})
+    hosts = {"path": "/c", "hosts": [spawn, {"bin_path": ("./echo", "-x")}, spawn]}
+    settings = asked(*routes, hosts).settings
+    sockets = [host.socket for route in settings.routes for host in route.backends]
+    assert len(set(sockets)) == 6
+    other = asked(*routes, hosts, listen=(TcpAddress("127.0.0.1", 1),)).settings
+    assert not set(sockets) & {host.socket for route in other.routes for host in route.backends}
+
+
+def test_sockets_that_nobody_named_stay_the_same_when_others_come_and_go(asked, runtime):
+    """A reload keeps the processes of a pool that is the same as before."""
+    spawn = {"bin_path": ("./echo",)}
+    before = asked({"path": "/a", **spawn}).settings.routes[0]
+    after = asked({"path": "/new", **spawn}, {"path": "/a", "ping_interval_s": 1.0, **spawn}).settings.routes[1]
+    assert before.socket == after.socket
+
+
+def test_two_processes_at_any_port_do_not_share_sockets_that_nobody_named(asked, runtime, monkeypatch):
+    def socket() -> str | None:
+        return asked({"bin_path": ("./echo",)}, listen=(TcpAddress("127.0.0.1", 0),)).settings.routes[0].socket
+
+    mine = socket()
+    assert mine == socket()
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert mine != socket()
+
+
+def test_a_runtime_folder_that_is_too_deep_is_told(asked, monkeypatch):
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/" + "x" * 100)
+    (problem,) = asked.problems({"bin_path": ("./echo",)})
+    assert problem.startswith('1.bin_path: "/xxx')
+    assert problem.endswith("and the path of a socket at most 107")
+
+
+# --- order
 
 
 @pytest.mark.parametrize("name", ["socket", "port"])
@@ -104,7 +310,10 @@ def test_paths_become_absolute(asked):
         {"socket": "a/../b.sock", "bin_path": ("./echo", "-x")},
         listen=(UnixAddress("http.sock"), TcpAddress("localhost", 0)),
         document_root="./www/",
+        control="c.sock",
+        log_file="www/../log",
     ).settings
+    assert (settings.control, settings.log_file) == (f"{asked.base}/c.sock", f"{asked.base}/log")
     assert settings.listen == (UnixAddress(f"{asked.base}/http.sock"), TcpAddress("localhost", 0))
     assert settings.document_root == f"{asked.base}/www"
     assert settings.routes[0].socket == f"{asked.base}/b.sock"
@@ -134,6 +343,27 @@ def test_a_program_without_a_slash_is_looked_for_where_programs_are(asked, monke
 def test_a_program_that_cannot_be_started_is_told(asked, program, text):
     (problem,) = asked.problems({"port": 7, "bin_path": (program,)})
     assert problem.endswith(text.format(base=asked.base))
+    (problem,) = asked.problems({"stdio": (program,)})
+    assert problem.startswith("1.stdio: ")
+    assert problem.endswith(text.format(base=asked.base))
+
+
+@pytest.mark.parametrize("program", ["./nope", "./notes", "./www", "nope"])
+def test_a_program_on_demand_may_come_later(asked, program):
+    settled = asked({"port": 7, "bin_path": (program,), "min_procs": 0}, {"path": "/b", "port": 8})
+    (warning,) = (warning for warning in settled.warnings if "never reached" not in warning)
+    assert warning.startswith("1.bin_path: ")
+    assert warning.endswith("; with min-procs = 0 its clients get 503 until it can be started")
+    assert os.path.basename(settled.settings.routes[0].bin_path[0]) == os.path.basename(program)
+
+
+def test_a_log_file_has_a_folder_and_is_none(asked):
+    assert asked.problems(log_file="www") == [
+        f'server.log_file: "{asked.base}/www" is a folder; name a file in it'
+    ]  # fmt: skip
+    assert asked.problems(log_file="nope/log") == [
+        f'server.log_file: the folder "{asked.base}/nope" does not exist; create it'
+    ]
 
 
 def test_a_document_root_is_a_folder(asked):
@@ -184,13 +414,54 @@ def test_a_backend_is_not_a_listener(asked):
 
 def test_two_programs_do_not_share_an_address(asked):
     spawn = {"bin_path": ("./echo",)}
-    assert asked.problems({"socket": "s", **spawn}, {"socket": "s", **spawn}) == [
-        f'2.socket: "unix:{asked.base}/s-0" belongs to the backend of route 1'
+    assert asked.problems({"socket": "s", **spawn}, {"socket": "s", "bin_path": ("./echo", "-x")}) == [
+        f'2.socket: "unix:{asked.base}/s-0" belongs to the backend of route 1, which differs in bin-path'
     ]
     assert asked.problems({"port": 7, "max_procs": 3, **spawn}, {"port": 9, **spawn}) == [
-        '2.port: "127.0.0.1:9" belongs to the backend of route 1'
+        '2.port: "127.0.0.1:9" belongs to the backend of route 1, which differs in port, max-procs'
     ]
     assert asked({"port": 7, "max_procs": 2, **spawn}, {"port": 9, **spawn})
+    hosts = [{"port": 7, "max_procs": 2, **spawn}, {"port": 8, "max_procs": 2, **spawn}]
+    assert asked.problems({"hosts": hosts}) == [
+        '1h2.port: "127.0.0.1:8" belongs to host 1 of route 1, which differs in port'
+    ]
+
+
+def test_two_routes_share_one_program_if_all_is_the_same(asked):
+    """lighttpd does so for two entries with the same socket and bin-path."""
+    spawn = {"socket": "s", "bin_path": ("./echo",), "max_procs": 2}
+    settings = asked({"path": "/a", **spawn}, {"path": "/b", "hosts": [spawn], "frame_type": "binary"}).settings
+    assert settings.routes[0].socket == settings.routes[1].hosts[0].socket
+    assert asked({"path": "/a", **spawn}, {"path": "/b", **spawn, "connect_timeout_s": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("max_procs", 3, "max-procs"),
+        ("min_procs", 1, "min-procs"),
+        ("idle_timeout_s", 1.0, "idle-timeout"),
+        ("bin_environment", (("A", "1"),), "bin-environment"),
+        ("bin_copy_environment", ("A",), "bin-copy-environment"),
+        ("listen_backlog", 1, "listen-backlog"),
+        ("kill_signal", signal.SIGINT, "kill-signal"),
+    ],
+)
+def test_what_keeps_two_routes_from_sharing_a_program_is_named(asked, name, value, told):
+    spawn = {"socket": "s", "bin_path": ("./echo",), "max_procs": 2}
+    assert asked.problems({"path": "/a", **spawn}, {"path": "/b", **spawn, name: value}) == [
+        f'2.socket: "unix:{asked.base}/s-0" belongs to the backend of route 1, which differs in {told}'
+    ]
+
+
+def test_the_control_socket_is_no_other_socket(asked):
+    assert asked.problems(listen=(UnixAddress("s"),), control="./s") == [
+        f'server.control: "{asked.base}/s" belongs to a listener'
+    ]
+    assert asked.problems({"socket": "c-0"}, control="c-0") == [
+        f'1.socket: "unix:{asked.base}/c-0" belongs to the control socket'
+    ]
+    assert asked.problems(control="/" + "c" * 107)[0].endswith("and the path of a socket at most 107")
 
 
 def test_a_route_may_use_what_another_spawns(asked):
@@ -204,6 +475,115 @@ def test_the_ports_of_all_processes_are_ports(asked):
     assert asked.problems({"port": 65535, "max_procs": 2, "bin_path": ("./echo",)}) == [
         "1.port: 2 processes from port 65535 on would go past 65535"
     ]
+
+
+# --- who we are
+
+
+ACCOUNTS = {"www": 4711, "me": 1234}
+
+
+@pytest.fixture
+def accounts(monkeypatch) -> None:
+    """There are users and groups www (4711) and me (1234)."""
+
+    def uid(name: str) -> pwd.struct_passwd:
+        return pwd.struct_passwd((name, "x", ACCOUNTS[name], ACCOUNTS[name], "", "/", "/bin/sh"))
+
+    monkeypatch.setattr(pwd, "getpwnam", uid)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: grp.struct_group((name, "x", ACCOUNTS[name], [])))
+
+
+@pytest.fixture
+def be(monkeypatch) -> Callable[[int], None]:
+    def become(number: int) -> None:
+        monkeypatch.setattr(os, "geteuid", lambda: number)
+        monkeypatch.setattr(os, "getegid", lambda: number)
+
+    return become
+
+
+@pytest.mark.usefixtures("accounts")
+def test_root_may_become_anybody(asked, be):
+    be(0)
+    assert asked({"port": 7}, user="www", group="me").settings.user == "www"
+
+
+@pytest.mark.usefixtures("accounts")
+def test_only_root_may_become_another(asked, be):
+    be(1234)
+    assert asked({"port": 7}, user="me", group="me")
+    assert asked.problems({"port": 7}, user="www", group="www") == [
+        "server.user: only root may become another user: start as root, or leave it out",
+        "server.group: only root may take another group: start as root, or leave it out",
+    ]
+
+
+@pytest.mark.usefixtures("accounts")
+def test_who_we_become_has_to_be_there(asked):
+    assert asked.problems({"port": 7}, user="nö", group="no") == [
+        'server.user: there is no user "n\\xf6" on this machine',
+        'server.group: there is no group "no" on this machine',
+    ]
+
+
+# --- places
+
+
+def test_places_that_are_not_safe_are_refused_with_where_they_were_written(asked):
+    os.chmod(asked.base, 0o777)
+    found = asked.problems(
+        {"path": "/a", "bin_path": ("./echo",), "socket": "s"},
+        {"path": "/b", "stdio": ("./echo",)},
+        {"path": "/c", "hosts": [{"port": 7}, {"bin_path": ("./echo",), "port": 8}]},
+        listen=(TcpAddress("127.0.0.1", 1), UnixAddress("http.sock")),
+        control="c.sock",
+    )
+    places = ["server.listen", "server.control", "1.bin_path", "1.socket", "2.stdio", "3h2.bin_path"]
+    assert [problem.partition(":")[0] for problem in found] == places
+    assert all(f'everybody may write to "{asked.base}" (mode 0777)' in problem for problem in found)
+
+
+def test_sockets_of_others_are_theirs_to_keep_safe(asked):
+    os.chmod(asked.base, 0o777)
+    assert asked({"socket": "s"}).warnings == ()
+
+
+def test_a_socket_that_nobody_named_is_looked_at_too(asked, monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path / "run"))
+    (problem,) = asked.problems({"bin_path": ("./echo",)})
+    assert problem.startswith(
+        f'1.bin_path: everybody may write to "{tmp_path}/run" (mode 0777) and could bind a socket'
+    )
+
+
+def test_places_that_are_not_safe_are_taken_if_it_is_said(asked):
+    os.chmod(asked.base, 0o777)
+    settled = asked({"bin_path": ("./echo",), "socket": "s"}, allow_unsafe_places=True)
+    assert settled.settings.allow_unsafe_places
+    assert settled.warnings == ()
+
+
+def test_a_sticky_folder_is_warned_of(asked):
+    """As in lighttpd's own examples: --socket /tmp/echo.sock --bin-path /tmp/echo.pl."""
+    os.chmod(asked.base, 0o1777)
+    warnings = asked({"bin_path": ("./echo",), "socket": "s"}).warnings
+    assert [warning.partition(":")[0] for warning in warnings] == ["1.bin_path", "1.socket"]
+    assert all(f'everybody may put files into "{asked.base}"' in warning for warning in warnings)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_the_user_that_we_become_is_trusted(asked, accounts):
+    os.chown(f"{asked.base}/echo", ACCOUNTS["www"], -1)
+    assert "belongs to user 4711, who could run" in asked.problems({"port": 7, "bin_path": ("./echo",)})[0]
+    assert asked({"port": 7, "bin_path": ("./echo",)}, user="www").warnings == ()
+
+
+def test_a_program_that_may_come_later_is_not_looked_at(asked):
+    (warning,) = asked({"port": 7, "bin_path": ("/tmp/no such program",), "min_procs": 0}).warnings
+    assert "cannot be started" in warning
 
 
 # --- warnings
