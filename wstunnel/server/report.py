@@ -31,6 +31,7 @@ _UNITS = ("", "k", "M", "G", "T", "P", "E")
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _PLAIN_COUNT = 1_000_000  # counts below are written out
 _WHOLE_FROM = 99.95  # what would be rounded to 100.0 or more is shown without tenths
+_RATE_CHARS, _BYTES_CHARS = len("99.9k"), len("99.9 KiB")
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 _FOLD_FROM = 3  # so many idle slots in a row are one line
 
@@ -183,6 +184,7 @@ def _sums(page: _Page, now: Snapshot, rates: _Rates) -> None:
                 f"{_rate(per_s('messages_in'))} msg/s",
                 f"{_rate(per_s('messages_out'))} msg/s",
             ),
+            room=_RATE_CHARS + len(" msg/s"),
         ),
         _Column(
             "",
@@ -191,6 +193,7 @@ def _sums(page: _Page, now: Snapshot, rates: _Rates) -> None:
                 f"{_bytes(per_s('bytes_in'))}/s",
                 f"{_bytes(per_s('bytes_out'))}/s",
             ),
+            room=_BYTES_CHARS + len("/s"),
         ),
         _Column(
             "",
@@ -218,11 +221,11 @@ def _workers(page: _Page, now: Snapshot, rates: _Rates, limits: MasterLimits) ->
         _Column("UP", [_since(worker.started_ms, now) for worker in workers], drop=2),
         _Column("CONNS", [_count(worker.connections) for worker in workers], drop=4),
         _Column("TUNNELS", [_count(worker.tunnels) for worker in workers]),
-        _Column("NEW/S", [_rate(per_s("opened")) for per_s in paces], drop=1),
+        _Column("NEW/S", [_rate(per_s("opened")) for per_s in paces], drop=1, room=_RATE_CHARS),
         _Column("REFUSED", [_count(worker.refused) for worker in workers], drop=3),
-        _Column("MSG/S", [_rate(per_s("messages_in", "messages_out")) for per_s in paces]),
-        _Column("IN/S", [_bytes(per_s("bytes_in")) for per_s in paces]),
-        _Column("OUT/S", [_bytes(per_s("bytes_out")) for per_s in paces]),
+        _Column("MSG/S", [_rate(per_s("messages_in", "messages_out")) for per_s in paces], room=_RATE_CHARS),
+        _Column("IN/S", [_bytes(per_s("bytes_in")) for per_s in paces], room=_BYTES_CHARS),
+        _Column("OUT/S", [_bytes(per_s("bytes_out")) for per_s in paces], room=_BYTES_CHARS),
     )
     for worker in workers:
         age_ms = worker.heartbeat_age_ms
@@ -322,6 +325,7 @@ class _Column:
 
     drop    the highest goes first where there is no room; 0 never goes
     least   it may be shortened to this width, if it is not 0
+    room    it is at least so wide, so that what changes all the time does not move the columns beside it
     """
 
     title: str
@@ -330,13 +334,14 @@ class _Column:
     is_state: bool = False
     drop: int = 0
     least: int = 0
+    room: int = 0
 
     def __post_init__(self) -> None:
         self.cells = [_plain(cell) for cell in self.cells]
 
     @property
     def width(self) -> int:
-        return max(len(self.title), *map(len, self.cells), 0)
+        return max(len(self.title), self.room, *map(len, self.cells))
 
     def cut(self, width: int) -> None:
         self.cells = [_shorten(cell, width) for cell in self.cells]
