@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +17,6 @@ from tests.wire.backends import Backend
 from tests.wire.clients import Client
 from tests.wire.sockets import eventually, turns
 from wstunnel.errors import StartError
-from wstunnel.limits import Limits, RelayLimits
 from wstunnel.server import tunnel as tunnel_module
 from wstunnel.server.tunnel import Tunnel
 from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
@@ -172,89 +169,6 @@ def test_a_tunnel_may_be_started_again_after_its_end(run: Run, backend):
     run(check())
 
 
-# --- the descriptor budget
-
-
-class Budget:
-    """The descriptor limits of this process, invented."""
-
-    def __init__(self, soft: int, hard: int) -> None:
-        self.limits = (soft, hard)
-        self.raised: list[tuple[int, int]] = []
-
-    def getrlimit(self, _which: int) -> tuple[int, int]:
-        return self.limits
-
-    def setrlimit(self, _which: int, limits: tuple[int, int]) -> None:
-        self.raised.append(limits)
-
-
-@pytest.fixture
-def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Budget]]:
-    """`budget(wanted, soft, hard)`: the connections that the worker is told to carry."""
-
-    def find(wanted: int | None, soft: int, hard: int) -> tuple[int, Budget]:
-        limits = Budget(soft, hard)
-        monkeypatch.setattr(tunnel_module.resource, "getrlimit", limits.getrlimit)
-        monkeypatch.setattr(tunnel_module.resource, "setrlimit", limits.setrlimit)
-        told: list[int] = []
-        make = tunnel_module.Worker
-
-        def worker(*args: Any, max_connections: int, **named: Any) -> Any:
-            told.append(max_connections)
-            return make(*args, max_connections=max_connections, **named)
-
-        monkeypatch.setattr(tunnel_module, "Worker", worker)
-
-        async def start_and_stop() -> None:
-            async with Tunnel(Settings(listen=(ANY_PORT,), max_connections=wanted)):
-                pass
-
-        asyncio.run(start_and_stop())
-        return told[0], limits
-
-    return find
-
-
-@pytest.mark.parametrize(
-    ("soft", "connections"), [(1024, (1024 - 64) // 2), (65536, (65536 - 64) // 2), (66, 1), (64, 1), (20, 1)]
-)
-def test_by_default_as_many_connections_as_the_descriptors_carry(budget, soft, connections):
-    """Two for each tunnel, and 64 for all else; one at least."""
-    told, limits = budget(None, soft, 1 << 20)
-    assert told == connections
-    assert limits.raised == []
-
-
-def test_a_wanted_number_that_fits_changes_no_limit(budget):
-    told, limits = budget(480, 1024, 4096)
-    assert told == 480
-    assert limits.raised == []
-
-
-@pytest.mark.parametrize("hard", [4096, 1064, resource.RLIM_INFINITY])
-def test_a_wanted_number_that_does_not_fit_raises_the_soft_limit(budget, hard):
-    told, limits = budget(500, 1024, hard)
-    assert told == 500
-    assert limits.raised == [(1064, hard)]
-
-
-@pytest.mark.parametrize(("hard", "most"), [(1062, 499), (1063, 499), (70, 3)])
-def test_more_than_the_hard_limit_carries_is_a_start_error_that_names_the_most(budget, hard, most):
-    with pytest.raises(StartError) as raised:
-        budget(500, 64, hard)
-    assert f"max-connections = 500 needs 1064 descriptors and the limit is {hard}" in str(raised.value)
-    assert f"set max-connections to {most}" in str(raised.value)
-
-
-@pytest.mark.parametrize("hard", [10, 64, 65])
-def test_a_hard_limit_that_carries_nothing_is_not_answered_with_advice_that_cannot_be_followed(budget, hard):
-    with pytest.raises(StartError) as raised:
-        budget(500, hard, hard)
-    assert "raise it" in str(raised.value)
-    assert "set max-connections to" not in str(raised.value)
-
-
 # --- ends on top of ends
 
 
@@ -263,8 +177,7 @@ class Slow:
 
     def __init__(self, backend: Backend, *, drain_s: float = 10.0) -> None:
         self._backend = backend
-        limits = Limits(relay=RelayLimits(drain_s=drain_s))
-        self.tunnel = Tunnel(Settings(listen=(ANY_PORT,), routes=(Route(**backend.route),), limits=limits))
+        self.tunnel = Tunnel(Settings(listen=(ANY_PORT,), routes=(Route(**backend.route),), drain_timeout_s=drain_s))
 
     async def __aenter__(self) -> Slow:
         await self.tunnel.start()

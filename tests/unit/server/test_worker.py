@@ -14,30 +14,53 @@ from tests.conftest import Run, open_descriptors
 from tests.wire.clients import BINARY, Client, Refused, close_frame, frame
 from tests.wire.sockets import DEADLINE_S, Wire, eventually, turns
 from wstunnel.errors import BackendError
+from wstunnel.gateways.claim import Connected
 from wstunnel.gateways.static import StaticGateway
-from wstunnel.gateways.tunnel import Connected
-from wstunnel.limits import FileLimits, Limits
+from wstunnel.limits import FileLimits, Limits, RelayLimits
 from wstunnel.net.listen import open_listener
 from wstunnel.proto.close import CloseCode
+from wstunnel.proto.request import Request
 from wstunnel.server.routes import TunnelRoute
 from wstunnel.server.worker import Worker
-from wstunnel.settings import Route, TcpAddress, UnixAddress
-from wstunnel.supervise.lease import Lease
-from wstunnel.supervise.slot import Slot
+from wstunnel.settings import Route, TcpAddress
+from wstunnel.supervise.board import Board, WorkerColumn, close_column
+from wstunnel.supervise.child import ExitStatus
+
+
+class Claim:
+    """A backend that never dies; `load` of its gateway counts those that are not released."""
+
+    name, where, host_index = "echo-0", "unix:/run/echo.sock", 0
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        self._is_released = False
+        gateway.load += 1
+
+    def is_exiting(self) -> bool:
+        return False
+
+    async def exit_status(self) -> ExitStatus | None:
+        return None
+
+    def release(self) -> None:
+        if not self._is_released:
+            self._is_released = True
+            self._gateway.load -= 1
 
 
 class Gateway:
     """A backend that is a socket pair; `backends` are its far ends. `gate`: a connect waits until that is done."""
 
     def __init__(self) -> None:
-        self.slot = Slot("echo-0", UnixAddress("/run/echo.sock"))
+        self.load = 0
         self.backends: list[Wire] = []
         self.gate: asyncio.Future[None] | None = None
         self.error: BackendError | None = None
         self.waiting = 0
 
-    async def connect(self) -> Connected:
-        lease = Lease(self.slot)
+    async def connect(self, _request: Request) -> Connected:
+        claim = Claim(self)
         try:
             if self.gate is not None:
                 self.waiting += 1
@@ -45,18 +68,22 @@ class Gateway:
             if self.error is not None:
                 raise self.error
         except BaseException:
-            lease.release()
+            claim.release()
             raise
         near, far = socket.socketpair()
         near.setblocking(False)
         self.backends.append(Wire(far))
-        return Connected(near, lease)
+        return Connected(near, claim)
 
 
 class Stand:
     """`async with Stand() as stand`: a worker on a free port. At the end nothing may be left of it."""
 
-    def __init__(self, *, max_connections: int = 100, root: str | None = None, **route: Any) -> None:
+    def __init__(
+        self, *, max_connections: int = 100, root: str | None = None, limits: Limits | None = None, **route: Any
+    ) -> None:
+        self._limits = limits or Limits()
+        self.row = Board(self._limits.master, is_shared=False).worker(1)
         self._max_connections, self._root = max_connections, root
         self._route = Route(**({"ping_interval_s": 0.0} | route))
 
@@ -70,7 +97,8 @@ class Stand:
             [TunnelRoute(self._route, self.gateway)],
             static,
             max_connections=self._max_connections,
-            limits=Limits(),
+            limits=self._limits,
+            row=self.row,
         )
         self.worker.start()
         self._clients: list[Client] = []
@@ -100,7 +128,7 @@ class Stand:
         self.worker.close()
         self.listener.close()
         if kind is None:
-            assert self.gateway.slot.load == 0
+            assert self.gateway.load == 0
             await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
         gc.collect()
 
@@ -187,7 +215,7 @@ def test_a_client_that_resets_while_its_backend_is_connected_leaves_no_lease(run
             await asyncio.wait((upgrading,))
             client.reset()
 
-            await eventually(lambda: stand.gateway.slot.load == 0, "the lease given back")
+            await eventually(lambda: stand.gateway.load == 0, "the lease given back")
 
             stand.gateway.gate = None
             await stand.client()
@@ -387,7 +415,7 @@ def test_an_abort_at_any_point_of_an_opening_tunnel_leaves_nothing(run: Run, tur
             stand.worker.abort()
 
             await asyncio.gather(upgrading, return_exceptions=True)
-            await eventually(lambda: stand.gateway.slot.load == 0, "the lease given back")
+            await eventually(lambda: stand.gateway.load == 0, "the lease given back")
 
     run(check())
 
@@ -406,3 +434,91 @@ def test_a_connection_that_the_loop_cannot_take_is_closed_logged_and_gives_its_p
     run(check())
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert line.startswith("unix:: cannot be served: A Stream Socket was expected")
+
+
+def test_tunnels_are_asked_to_end_one_after_the_other(run: Run):
+    """Their clients would all come back at once; the drain still asks all of them before half of its time is over."""
+    limits = Limits(relay=RelayLimits(closes_per_s=10.0))
+
+    async def check() -> None:
+        async with Stand(limits=limits) as stand:
+            clients = [await stand.client() for _ in range(4)]
+            draining = asyncio.ensure_future(stand.drain())
+
+            def asked() -> int:
+                return sum(not session.relay.is_open for session in stand.worker._sessions)
+
+            await eventually(lambda: asked() > 0, "the first tunnel asked")
+            assert asked() < len(clients)
+            await eventually(lambda: asked() == len(clients), "every tunnel asked")
+            for backend in stand.gateway.backends:
+                backend.close()
+            for client in clients:
+                assert (await client.to_end(answer=True)).code == 1001
+                client.close()
+            await draining
+
+    run(check())
+
+
+# --- quiet
+
+
+def test_a_quiet_worker_accepts_no_more_and_serves_what_there_is_to_its_end(run: Run, tmp_path):
+    """A reload fails nobody: not a tunnel, not a client that has connected and not asked yet."""
+    (tmp_path / "index.html").write_text("hello")
+
+    async def check() -> None:
+        async with Stand(root=str(tmp_path)) as stand:
+            served, silent, tunnel = await stand.reach(), await stand.reach(), await stand.client()
+            assert (await served.request("/")).status == 200
+            await eventually(lambda: stand.row[WorkerColumn.ACCEPTED] == 3, "all let in")
+            idle = asyncio.ensure_future(stand.worker.idle())
+
+            stand.worker.quiet()
+
+            assert await served.recv() == b""
+            late = await stand.reach()
+            await silent.upgrade("/")
+            await silent.send(frame(BINARY, b"asked late"))
+            assert await stand.gateway.backends[1].recv() == b"asked late"
+            await tunnel.send(frame(BINARY, b"still"))
+            assert await stand.gateway.backends[0].recv() == b"still"
+            assert stand.row[WorkerColumn.ACCEPTED] == 3
+            assert not idle.done()
+            for backend, client in zip(stand.gateway.backends, (tunnel, silent), strict=True):
+                backend.close()
+                assert (await client.to_end(answer=True)).code == 1000
+                client.close()
+            await idle
+            late.close()
+
+    run(check())
+
+
+# --- counters
+
+
+def test_what_is_open_and_what_ever_was_stands_in_the_row(run: Run):
+    async def check() -> None:
+        async with Stand() as stand:
+            row = stand.row
+
+            def counted(*columns: WorkerColumn) -> list[int]:
+                return [row[column] for column in columns]
+
+            client, other = await stand.client(), await stand.reach()
+            await other.request("/nowhere")
+            open_now = (WorkerColumn.CONNECTIONS, WorkerColumn.TUNNELS)
+            assert counted(WorkerColumn.ACCEPTED, WorkerColumn.OPENED, WorkerColumn.TUNNELS) == [2, 1, 1]
+            await client.send(frame(BINARY, b"12345"))
+            assert await stand.gateway.backends[0].recv() == b"12345"
+            assert counted(WorkerColumn.BYTES_IN, WorkerColumn.MESSAGES_IN) == [5, 1]
+            stand.gateway.backends[0].close()
+            assert (await client.to_end(answer=True)).code == 1000
+            client.close()
+            other.close()
+            await eventually(lambda: counted(*open_now) == [0, 0], "all gone")
+            assert row[close_column(1000)] == 1
+
+    run(check())
