@@ -70,6 +70,7 @@ class Worker:
         self._sessions: set[Session] = set()
         self._is_quiet = False
         self._leave_code: CloseCode | None = None
+        self._leave_by_s = 0.0
         self._is_idle = asyncio.Event()
 
     def start(self) -> None:
@@ -95,6 +96,7 @@ class Worker:
         The tunnels are not asked all at once, so that their clients do not all come back at once.
         """
         self._leave_code = code
+        self._leave_by_s = self._loop.time() + within_s
         self.quiet()
         try:
             async with asyncio.timeout(within_s):
@@ -112,7 +114,10 @@ class Worker:
             if start:
                 await asyncio.sleep(tick_s)
             for session in sessions[start : start + step]:
-                session.relay.leave(code)
+                self._leave(session, code)
+
+    def _leave(self, session: Session, code: CloseCode) -> None:
+        session.relay.leave(code, max(self._leave_by_s - self._loop.time(), 0.0))
 
     def abort(self, code: CloseCode = CloseCode.GOING_AWAY) -> None:
         """Cut what is left: CLOSE with `code`, sockets released. `drain` then returns."""
@@ -182,7 +187,7 @@ class Worker:
         self._sessions.add(session)
         await session.open(taken, opening.policy, is_binary=opening.is_binary)
         if self._leave_code is not None:
-            session.relay.leave(self._leave_code)
+            self._leave(session, self._leave_code)
 
     def _session_ended(self, session: Session) -> None:
         self._sessions.discard(session)
