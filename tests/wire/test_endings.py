@@ -581,7 +581,7 @@ def test_a_full_backlog_is_no_backend_and_not_a_101(run: Run, stage, tmp_path, k
 
     async def story():
         backend = Backend(None if kind == "tcp" else str(tmp_path / "full.sock"), backlog=0)
-        async with stage(backend=backend, connect_timeout_s=SHORT_S) as on:
+        async with stage(backend=backend, connect_timeout_s=SHORT_S, disable_time_s=0.0) as on:
             held = await fill(backend)
             try:
                 response = (await refused(on)).response

@@ -66,7 +66,7 @@ def test_a_foreign_origin_is_403_and_the_backend_is_not_bothered(run: Run, stage
 
 def test_no_backend_is_503_and_the_next_request_finds_it_back(run: Run, stage, tmp_path):
     async def story():
-        async with stage() as on:
+        async with stage(disable_time_s=0.0) as on:
             path = on.backend.route["socket"]
             (tmp_path / "aside").hardlink_to(path)
             (tmp_path / "b.sock").unlink()
