@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from wstunnel.errors import StartError
-from wstunnel.server import privileges
 from wstunnel.server.privileges import Identity, become, identity_of, lost_rights, make_folder_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
@@ -28,7 +27,6 @@ PROLOGUE = """
 import ctypes, json, os, socket, threading
 from wstunnel.errors import StartError
 from wstunnel.net.listen import open_listeners
-from wstunnel.server import privileges
 from wstunnel.server.privileges import become, lost_rights
 from wstunnel.settings import TcpAddress, UnixAddress
 
