@@ -240,7 +240,7 @@ def test_in_a_folder_of_somebody_else_root_makes_nothing(tmp_path):
 def test_a_link_is_never_followed_to_what_is_given_away(tmp_path, monkeypatch):
     precious = tmp_path / "precious"
     precious.mkdir()
-    monkeypatch.setattr(privileges.os, "mkdir", lambda path, mode: os.symlink(precious, path))
+    monkeypatch.setattr(os, "mkdir", lambda path, mode: os.symlink(precious, path))
     with pytest.raises(StartError, match=f"the folder {tmp_path}/run cannot be made for nobody"):
         make_folder_for(str(tmp_path / "run"), nobody())
     assert precious.stat().st_uid == 0
