@@ -67,9 +67,9 @@ class Session:
         client = ClientLeg(self._engine, client_fd)
         backend = BackendLeg(self._engine, backend_socket.fileno())
         self.relay = Relay(self._engine, policy, client, backend, self, is_binary)
-        self.relay.open(taken.transport)
         self._row[WorkerColumn.OPENED] += 1
         self._row[WorkerColumn.TUNNELS] += 1
+        self.relay.open(taken.transport)
         try:
             await self._engine.loop.connect_accepted_socket(lambda: backend, backend_socket)
         except BaseException:

@@ -13,7 +13,8 @@ from wstunnel.errors import BackendError, PeerError
 from wstunnel.limits import Limits
 from wstunnel.proto.request import Request
 from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
-from wstunnel.settings import Route
+from wstunnel.settings import Host, Route
+from wstunnel.supervise.board import WORKER_WORDS, WorkerColumn
 
 PLAIN = Request(
     method="GET", target="/", path="/", query="", host="here.test", headers=(("host", "here.test"),), peer="[::1]:4711"
@@ -43,14 +44,21 @@ class Exchange:
 
 
 class Gateway:
-    """A backend that is there, or not."""
+    """A backend that is there, or not; what it hands over is itself, as connection and as claim."""
 
     def __init__(self, error: BackendError | None = None) -> None:
         self.error = error
         self.connects = 0
+        self.requests: list[Request] = []
+        self.host_index = 0
 
-    async def connect(self) -> Any:
+    @property
+    def lease(self) -> Gateway:
+        return self
+
+    async def connect(self, request: Request) -> Any:
         self.connects += 1
+        self.requests.append(request)
         if self.error is not None:
             raise self.error
         return self
@@ -71,7 +79,8 @@ class Stand:
         self.routes = [TunnelRoute(route, Gateway(error)) for route in routes]
         self.static = static
         self.opened: list[OpenTunnel] = []
-        self.router = Router(self.routes, static, limits=Limits(), tunnel=self._open)
+        self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
+        self.router = Router(self.routes, static, limits=Limits(), tunnel=self._open, row=self.row)
 
     async def _open(self, opening: OpenTunnel) -> None:
         self.opened.append(opening)
@@ -80,6 +89,10 @@ class Stand:
         exchange = Exchange(request)
         asyncio.run(self.router.serve(exchange))
         return exchange
+
+    def counted(self) -> dict[int, int]:
+        """The words of the worker's row that are not 0."""
+        return {column: word for column, word in enumerate(self.row) if word}
 
     def taken(self, path: str) -> int | None:
         """The number of the route that a WebSocket to `path` reaches."""
@@ -200,7 +213,7 @@ def test_a_tunnel_gets_the_policy_and_the_answer_of_its_route():
     stand = Stand(route)
     stand.serve(UPGRADE)
     (opening,) = stand.opened
-    assert opening.policy is stand.routes[0].policy
+    assert opening.policy is stand.routes[0].policies[0]
     assert (opening.policy.is_binary, opening.policy.ping_interval_s) == (True, 7.0)
     assert opening.connected is stand.routes[0].gateway
     assert opening.answer.subprotocol is None
@@ -216,8 +229,11 @@ def test_every_timing_of_a_route_reaches_its_policy():
         max_read_idle_s=3.0,
         max_write_idle_s=4.0,
         close_timeout_s=5.0,
+        read_timeout_s=6.0,
+        write_timeout_s=7.0,
+        tcp_fin_propagate=False,
     )
-    policy = TunnelRoute(route, Gateway()).policy
+    (policy,) = TunnelRoute(route, Gateway()).policies
     assert (
         policy.is_binary,
         policy.ping_interval_s,
@@ -225,7 +241,33 @@ def test_every_timing_of_a_route_reaches_its_policy():
         policy.max_read_idle_s,
         policy.max_write_idle_s,
         policy.close_timeout_s,
-    ) == (False, 1.0, 2.0, 3.0, 4.0, 5.0)
+        policy.read_timeout_s,
+        policy.write_timeout_s,
+        policy.fin_propagate,
+    ) == (False, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, False)
+
+
+def test_a_tunnel_gets_the_policy_of_the_host_that_it_reached():
+    hosts = tuple(Host(port=port, read_timeout_s=port, tcp_fin_propagate=port != 2) for port in (1, 2, 3))
+    stand = Stand(Route(path="/", ping_interval_s=7.0, read_timeout_s=99.0, hosts=hosts))
+    for stand.routes[0].gateway.host_index in (1, 0, 2):
+        stand.serve(UPGRADE)
+    policies = [opening.policy for opening in stand.opened]
+    assert [policy.read_timeout_s for policy in policies] == [2.0, 1.0, 3.0]
+    assert [policy.fin_propagate for policy in policies] == [False, True, True]
+    assert [policy.ping_interval_s for policy in policies] == [7.0] * 3
+
+
+def test_a_program_per_tunnel_has_the_policy_of_its_route():
+    stand = Stand(Route(path="/", stdio=("/bin/cat",), ping_interval_s=7.0, write_timeout_s=8.0))
+    stand.serve(UPGRADE)
+    assert (stand.opened[0].policy.ping_interval_s, stand.opened[0].policy.write_timeout_s) == (7.0, 8.0)
+
+
+def test_the_gateway_is_told_what_was_asked():
+    stand = Stand(Route(path="/"))
+    stand.serve(UPGRADE)
+    assert stand.routes[0].gateway.requests == [UPGRADE]
 
 
 def test_the_subprotocol_binary_makes_frames_binary_and_another_does_not():
@@ -274,6 +316,34 @@ def test_without_a_backend_the_client_is_told_when_to_come_again_and_nothing_of_
     (line,) = caplog.messages
     assert "unix:/run/secret.sock: Connection refused" in line
     assert str(status) in line
+
+
+# --- counting
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [PLAIN, replace(PLAIN, method="POST"), replace(UPGRADE, path="/elsewhere"), replace(UPGRADE, headers=())],
+)
+def test_a_refusal_is_counted(request_):
+    stand = Stand(Route(path="/ws"))
+    for count in (1, 2):
+        with pytest.raises(PeerError):
+            stand.serve(request_)
+        assert stand.counted() == {WorkerColumn.REFUSED: count}
+
+
+def test_a_client_that_gets_no_backend_is_counted_once():
+    stand = Stand(Route(path="/"), error=BackendError("none"))
+    stand.serve(UPGRADE)
+    assert stand.counted() == {WorkerColumn.REFUSED: 1}
+
+
+def test_what_is_served_is_not_counted_as_refused():
+    stand = Stand(Route(path="/"), static=Static())
+    stand.serve(PLAIN)
+    stand.serve(UPGRADE)
+    assert stand.counted() == {}
 
 
 # --- the log

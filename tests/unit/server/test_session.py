@@ -13,15 +13,14 @@ from tests.conftest import Run, open_descriptors
 from tests.wire.clients import BINARY, Client, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
 from wstunnel._relay import Engine, Policy
-from wstunnel.gateways.tunnel import Connected
+from wstunnel.gateways.claim import Connected
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.request import Request
 from wstunnel.server.session import Session
-from wstunnel.settings import UnixAddress
+from wstunnel.supervise.board import WORKER_WORDS, WorkerColumn, close_column
 from wstunnel.supervise.child import ExitStatus
-from wstunnel.supervise.slot import Slot
 
 REQUEST = Request(method="GET", target="/ws", path="/ws", query="", host="here.test", headers=(), peer="127.0.0.1:4711")
 POLICY = Policy(
@@ -34,11 +33,12 @@ POLICY = Policy(
 )
 
 
-class Lease:
-    """A lease whose process ends as the test says."""
+class Claim:
+    """A claim on a process that ends as the test says."""
+
+    name, where, host_index = "echo-0", "unix:/run/echo.sock-0", 0
 
     def __init__(self) -> None:
-        self.slot = Slot("echo-0", UnixAddress("/run/echo.sock-0"))
         self.releases = 0
         self.exiting = False
         self.status: asyncio.Future[ExitStatus | None] = asyncio.get_running_loop().create_future()
@@ -85,16 +85,26 @@ class Stand:
         if self._error is not None:
             loop = FailingLoop(loop, self._error)
         self._engine = Engine(loop, TimerWheel(0.1, loop.time()), read_bytes=1 << 16, turn_bytes=1 << 18, look_s=0.5)
-        self.lease = Lease()
+        self.lease = Claim()
         self.backend_socket = backend
         self.over: list[Session] = []
+        self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
         self.session = Session(
-            self._engine, REQUEST, Connected(backend, self.lease), limits=Limits(), on_ended=self.over.append
+            self._engine,
+            REQUEST,
+            Connected(backend, self.lease),
+            limits=Limits(),
+            on_ended=self.over.append,
+            row=self.row,
         )
         return self
 
     async def open(self, leftover: bytes = b"", *, is_at_eof: bool = False, is_binary: bool = False) -> None:
         await self.session.open(Taken(self._transport, leftover, is_at_eof), POLICY, is_binary=is_binary)
+
+    def counted(self) -> dict[int, int]:
+        """The words of the worker's row that are not 0."""
+        return {column: word for column, word in enumerate(self.row) if word}
 
     async def ended(self) -> None:
         await eventually(lambda: bool(self.over), "the end")
@@ -106,6 +116,10 @@ class Stand:
             await self.ended()
             assert self.over == [self.session]
             assert self.lease.releases == 1
+            assert self.counted() == {
+                WorkerColumn.OPENED: 1,
+                close_column(self.session.relay.close_code): 1,
+            }
         self._engine.close()
         if kind is None:
             await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
@@ -164,6 +178,24 @@ def test_a_client_that_had_ended_its_side_before_the_join_is_heard_to_its_end(ru
             await stand.backend.send(b"answer")
             stand.backend.close()
             assert (await stand.client.to_end()).data == b"answer"
+
+    run(check())
+
+
+def test_a_tunnel_counts_from_its_first_moment_to_its_last(run: Run):
+    async def check() -> None:
+        async with Stand() as stand:
+            assert stand.counted() == {}
+            opening = asyncio.ensure_future(stand.open())
+            await turns(1)
+            assert stand.counted() == {WorkerColumn.OPENED: 1, WorkerColumn.TUNNELS: 1}
+            await opening
+            await stand.client.send(close_frame(4001))
+            stand.backend.close()
+            await stand.client.to_end()
+            stand.client.close()
+            await stand.ended()
+            assert stand.counted() == {WorkerColumn.OPENED: 1, close_column(4001): 1}
 
     run(check())
 

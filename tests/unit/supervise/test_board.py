@@ -96,6 +96,17 @@ def test_rows_outlive_the_descriptor():
     assert board.worker(1)[WorkerColumn.OPENED] == 1
 
 
+def test_a_board_for_one_process_alone_has_no_descriptor_and_counts_all_the_same():
+    before = os.listdir("/proc/self/fd")
+    board = Board(LIMITS, is_shared=False)
+    assert os.listdir("/proc/self/fd") == before
+    board.loads(4)[3] = 1
+    assert board.load(4) == 1
+    assert (board.free_worker(), board.free_slots(1)) == (1, [0])
+    assert is_free(board, 4)
+    board.close()
+
+
 # --- sums
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from wstunnel.supervise.procfs import ProcessStat, is_ending, orphans_live, parse_stat, read_stat
+from wstunnel.supervise.procfs import ProcessStat, is_ending, is_gone_or_ending, orphans_live, parse_stat, read_stat
 
 
 def stat_line(name: bytes = b"perl", state: bytes = b"S", flags: int = 0x400000) -> bytes:
@@ -91,6 +91,14 @@ def test_a_process_that_is_gone_is_not_ending(leader):
     leader.wait()
 
     assert not is_ending(leader.pid)
+
+
+def test_what_is_gone_counts_as_ended_where_somebody_else_may_have_reaped_it(leader):
+    assert not is_gone_or_ending(leader.pid)
+    kill_unreaped(leader)
+    assert is_gone_or_ending(leader.pid)
+    leader.wait()
+    assert is_gone_or_ending(leader.pid)
 
 
 def test_a_group_lives_on_while_a_member_does(leader, member):
