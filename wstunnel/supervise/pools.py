@@ -218,20 +218,6 @@ class Pools:
         """Every pool, and whether it is retired: of an earlier configuration, ending with its last tunnel."""
         return [(pool, role is _Role.RETIRED) for pool, role in self._roles.items()]
 
-    def status(self) -> list[dict[str, Any]]:
-        """Each pool and its slots, for JSON; what changes about them stands on the board."""
-        return [
-            {
-                "name": pool.name,
-                "program": list(pool.host.bin_path),
-                "retired": role is _Role.RETIRED,
-                "slots": [
-                    {"name": place.name, "address": str(place.address), "row": place.row} for place in pool.places
-                ],
-            }
-            for pool, role in self._roles.items()
-        ]
-
     # --- Handing over to the next image of this process
 
     def export(self) -> dict[str, Any]:
