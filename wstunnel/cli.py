@@ -32,6 +32,7 @@ from wstunnel.server.image import STATE_VARIABLE, Image, inherited_state
 from wstunnel.server.logs import open_logs
 from wstunnel.server.master import SIGNALS, Master
 from wstunnel.server.notify import Notifier
+from wstunnel.server.privileges import identity_of
 from wstunnel.settings import Address, Settings, TcpAddress
 from wstunnel.supervise.spawn import catch_ignored_signals
 
@@ -120,7 +121,9 @@ def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
     environment = service_environment(os.environ, os.getpid())
     state_fd = os.environ.pop(STATE_VARIABLE, None)
     settings = settled.settings
-    open_logs(settings.log_level, settings.log_format, settings.log_file)
+    who = identity_of(settings.user, settings.group)
+    owner = None if who is None else (who.uid, who.gid)
+    open_logs(settings.log_level, settings.log_format, settings.log_file, owner=owner)
     for warning in settled.warnings:
         _logger.warning("%s", warning)
     image = Image(tuple(prefix), tuple(words))

@@ -79,7 +79,6 @@ class LogHandler(logging.Handler):
     def __init__(
         self, path: str | None, *, owner: tuple[int, int] | None = None, limits: LogLimits | None = None
     ) -> None:
-        super().__init__()
         self._path, self._owner = path, owner
         self._stall_ms = (limits or LogLimits()).stall_s * _MS_PER_S
         self._lost = 0
@@ -91,6 +90,7 @@ class LogHandler(logging.Handler):
         except OSError as error:
             raise StartError(f"log-file: {path} cannot be opened: {error.strerror}; choose another one") from error
         self._is_file = self._is_regular()
+        super().__init__()  # logging closes at exit what it knows of, and so must not know of half a handler
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line, or count it as lost."""

@@ -220,6 +220,17 @@ def test_a_file_that_cannot_be_opened_is_a_start_error_and_the_log_stays_what_it
     assert messages(path) == ["still here"]
 
 
+def test_a_file_that_cannot_be_opened_leaves_nothing_for_logging_to_trip_over_at_exit(path):
+    body = """
+        try:
+            open_logs("info", "text", sys.argv[1])
+        except StartError:
+            print("refused")
+        """
+    done = run_script(body, str(path / "no"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert (done.stdout, done.stderr) == (b"refused\n", b"")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_file_that_root_makes_is_given_to_who_will_open_it_again(path):
     open_logs("info", "text", str(path), owner=(65534, 65533))
@@ -323,6 +334,7 @@ def test_a_line_that_was_cut_short_does_not_spoil_the_next_one(path):
 
 SCRIPT = """
 import logging, os, socket, sys
+from wstunnel.errors import StartError
 from wstunnel.server.logs import open_logs
 log = logging.getLogger("wstunnel")
 """
