@@ -60,7 +60,7 @@ def test_the_configuration_is_accepted_and_means_what_it_says(tmp_path):
     settings = toml.load(str(path))
 
     assert settings.max_connections == 10000
-    assert settings.routes[0].max_procs == 4
+    assert (settings.workers, settings.routes[0].min_procs, settings.routes[0].max_procs) == (2, 1, 4)
     assert settings.routes[0].origins == ("https://example.com",)
     assert "/run/wstunnel/http.sock" in check.as_toml(settings)
 
@@ -69,10 +69,11 @@ def test_every_command_line_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program(str(tmp_path))
     program(str(tmp_path), "a.py")
+    program(str(tmp_path), "upper.py")
     (tmp_path / "www").mkdir()
     shell = "\n".join(blocks("sh"))
     lines = re.findall(r"^(?:python -m )?wstunnel (--(?!help).*?)(?:  #.*)?$", shell, re.MULTILINE)
-    assert len(lines) == 3
+    assert len(lines) == 4
 
     for line in lines:
         words = [word.strip("'") for word in line.split()]
