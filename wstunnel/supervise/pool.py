@@ -185,7 +185,7 @@ class Pool:
                     slot.resume()
                 else:
                     slot.shrink(kill_timeout_s)
-            elif slot.state is SlotState.RUNNING and spare > 0 and idle_s >= self.host.idle_timeout_s:
+            elif slot.state is SlotState.RUNNING and spare > 0 and not is_used and idle_s >= self.host.idle_timeout_s:
                 slot.retire()
                 spare -= 1
 
