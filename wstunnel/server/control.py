@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import socket
-import stat
 import struct
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -114,9 +113,8 @@ class ControlServer:
     def _arm(self) -> None:
         if self._is_armed or self._is_closed or self._pause is not None:
             return
-        if len(self._clients) < self._limits.control_clients:
-            self._is_armed = True
-            self._loop.add_reader(self._listener.fileno(), self._accept)
+        self._is_armed = True
+        self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _disarm(self) -> None:
         if self._is_armed:
@@ -153,7 +151,7 @@ class ControlServer:
             return self._listener.accept()[0]
 
     def _keep_spare(self) -> None:
-        if self._spare is None:
+        if self._spare is None and not self._is_closed:
             with contextlib.suppress(OSError):  # none to be had now: tried again after the next client
                 self._spare = os.open(os.devnull, os.O_RDONLY)
 
@@ -228,9 +226,8 @@ class ControlServer:
         error = None if task.cancelled() else task.exception()
         if error is not None:
             _log.error("control socket %s: a request could not be served", self.path, exc_info=error)
-        if not self._is_closed:
-            self._keep_spare()
-            self._arm()
+        self._keep_spare()
+        self._arm()
 
 
 def _bind(path: str, limits: MasterLimits) -> socket.socket:
@@ -286,7 +283,6 @@ def ask(path: str, command: str, timeout_s: float, limits: MasterLimits = _DEFAU
     deadline_s = time.monotonic() + timeout_s
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         _connect(sock, path, timeout_s, limits)
-        sock.settimeout(timeout_s)
         try:
             line = _exchange(sock, json.dumps({"command": command}).encode() + b"\n", deadline_s, limits)
         except TimeoutError as error:
@@ -383,8 +379,6 @@ def _is_live(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            if not stat.S_ISSOCK(os.stat(path).st_mode):
-                return False
             probe.connect(path)
         except OSError as error:
             return error.errno == errno.EAGAIN  # a full backlog has an owner

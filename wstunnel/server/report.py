@@ -117,7 +117,7 @@ def watch(
 def _status(ask: Ask) -> dict[str, Any]:
     answer = ask()
     status = answer.get("status")
-    if not answer["ok"] or not isinstance(status, dict):
+    if not isinstance(status, dict):
         raise StartError(str(answer.get("error", "the wstunnel that answered does not say how it is")))
     return status
 
@@ -252,7 +252,7 @@ def _pools(page: _Page, now: Snapshot) -> None:
         _Column("LOAD", [_count(slot.load) for slot in slots]),
         _Column("TOTAL", [_count(slot.total) for slot in slots], drop=3),
         _Column("RESTARTS", [_count(slot.restarts) for slot in slots]),
-        _Column("LAST EXIT", [_exit(slot) for slot in slots], is_right=False, least=9, drop=2),
+        _Column("LAST EXIT", [_exit(slot) for slot in slots], is_right=False, drop=2),
         headings=[None if isinstance(row, SlotStatus) else row for row in rows],
     )
 
@@ -411,7 +411,7 @@ class _Page:
             elastic = [column for column in columns if column.least]
             spare = sum(max(0, column.width - column.least) for column in elastic)
             if spare >= over:
-                for column in sorted(elastic, key=lambda column: column.drop, reverse=True):
+                for column in reversed(elastic):
                     column.cut(max(column.least, column.width - max(0, self._over(columns))))
                 break
             least_wanted = max(columns, key=lambda column: column.drop)

@@ -10,11 +10,13 @@ import json
 import os
 import re
 import resource
+import select
 import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,21 +60,22 @@ def serving(on_command=echo, path: str = "a.control", **bounds: Any) -> Iterator
 class Client:
     """A raw client of the control socket."""
 
-    def __init__(self, path: str = "a.control") -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
+    def __init__(self, path: str = "a.control", sock: socket.socket | None = None) -> None:
+        self.sock = sock or socket.socket(socket.AF_UNIX)
         self.sock.setblocking(False)
         self.sock.connect(path)
 
     async def say(self, data: bytes) -> None:
         await asyncio.get_running_loop().sock_sendall(self.sock, data)
 
-    async def all(self) -> bytes:
-        """What comes until the server ends the connection."""
+    async def all(self, *, is_last: bool = True) -> bytes:
+        """What comes until the server ends the connection; our end goes too, if it is the last thing done with it."""
         said = b""
         with contextlib.suppress(ConnectionResetError):  # it did not read all that was said
             while some := await asyncio.get_running_loop().sock_recv(self.sock, 65536):
                 said += some
-        self.sock.close()
+        if is_last:
+            self.sock.close()
         return said
 
     async def refused(self) -> str:
@@ -246,7 +249,9 @@ def test_a_request_longer_than_the_bound_is_refused_without_waiting_for_its_end(
             assert await told(b" " * 1000) == "the request is longer than 64 bytes"
 
             client = Client()
-            await client.say(b'{"command": "status"}'.ljust(64) + b"\n")
+            await client.say(b'{"command": "status"}'.ljust(64))
+            await turns(10)
+            await client.say(b"\n")
             assert json.loads(await client.all())["ok"]
 
     run(scene())
@@ -356,6 +361,14 @@ def test_where_another_wstunnel_is_controlled_the_remedy_is_named_and_it_goes_on
             ):
                 ControlServer("a.control", echo, LIMITS)
             assert (await asked())["ok"]
+
+    run(scene())
+
+
+def test_another_wstunnel_that_is_busy_is_another_wstunnel(run, folder):
+    async def scene():
+        with full_backlog(), pytest.raises(StartError, match="another wstunnel is controlled there"):
+            ControlServer("a.control", echo, LIMITS)
 
     run(scene())
 
@@ -502,16 +515,20 @@ def test_more_clients_than_allowed_wait_in_the_backlog_and_are_served_after(run,
 
 
 @contextlib.contextmanager
-def no_descriptor_left() -> Iterator[None]:
-    """Every descriptor below the limit is taken."""
+def no_descriptor_left() -> Iterator[Callable[[], None]]:
+    """Every descriptor below the limit is taken; the value takes those that have become free since."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     taken = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, before[1]))
-    try:
+
+    def take() -> None:
         with contextlib.suppress(OSError):
             while True:
                 taken.append(os.dup(taken[0]))
-        yield
+
+    try:
+        take()
+        yield take
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         for fd in taken:
@@ -521,17 +538,37 @@ def no_descriptor_left() -> Iterator[None]:
 def test_one_client_after_the_other_is_answered_when_no_descriptor_is_left(run, folder):
     async def scene():
         with serving():
-            clients = [Client() for _ in range(3)]
-            for client in clients:
-                await client.say(b'{"command": "status"}\n')
+            socks = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+            with no_descriptor_left() as take:
+                for sock in socks:
+                    client = Client(sock=sock)
+                    await client.say(b'{"command": "status"}\n')
+                    assert json.loads(await client.all(is_last=False))["ok"]
+                    take()
+            for sock in socks:
+                sock.close()
+
+    run(scene())
+
+
+def test_the_descriptor_that_was_kept_back_does_not_outlive_the_server(run, folder):
+    async def scene():
+        begun = asyncio.Event()
+
+        async def endless(command: str) -> dict[str, Any]:
+            begun.set()
+            await asyncio.Event().wait()
+            return {"ok": True}
+
+        before = open_descriptors()
+        with socket.socket(socket.AF_UNIX) as sock, serving(endless) as server:
             with no_descriptor_left():
-                for client in clients:
-                    said = b""
-                    while not said.endswith(b"\n"):
-                        said += await asyncio.get_running_loop().sock_recv(client.sock, 4096)
-                    assert json.loads(said)["ok"]
-            for client in clients:
-                client.sock.close()
+                client = Client(sock=sock)
+                await client.say(b'{"command": "status"}\n')
+                await begun.wait()
+            server.close()
+            await client.all(is_last=False)
+        assert open_descriptors() == before
 
     run(scene())
 
@@ -565,6 +602,36 @@ def test_without_a_descriptor_at_all_it_pauses_says_so_once_and_comes_back(run, 
     assert "cannot accept: Too many open files" in record.getMessage()
 
 
+def test_a_pause_lasts_whoever_goes_meanwhile(run, folder, monkeypatch):
+    async def scene():
+        calls, go_on = 0, asyncio.Event()
+        accept = socket.socket.accept
+
+        def scarce(sock):
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return accept(sock)
+
+        async def slow(command: str) -> dict[str, Any]:
+            await go_on.wait()
+            return {"ok": True}
+
+        monkeypatch.setattr(socket.socket, "accept", scarce)
+        with serving(slow, control_pause_s=WITHIN_S):
+            first, second = Client(), Client()
+            await first.say(b'{"command": "status"}\n')
+            await eventually(lambda: calls == 3, "a try with the descriptor kept back")
+            go_on.set()
+            await first.all()
+            await turns(20)
+            assert calls == 3
+        second.sock.close()
+
+    run(scene())
+
+
 def test_closing_during_a_pause_is_the_end(run, folder, monkeypatch):
     async def scene():
         def never(sock):
@@ -583,6 +650,14 @@ def test_closing_during_a_pause_is_the_end(run, folder, monkeypatch):
 # --- the client
 
 
+def answer_one(listener: socket.socket, *pieces: bytes) -> None:
+    sock, _ = listener.accept()
+    with sock:
+        sock.recv(4096)
+        for piece in pieces:
+            sock.sendall(piece)
+
+
 @contextlib.contextmanager
 def answering(*pieces: bytes, path: str = "a.control") -> Iterator[None]:
     """Somebody who says these pieces to whoever connects, and ends the connection."""
@@ -590,14 +665,7 @@ def answering(*pieces: bytes, path: str = "a.control") -> Iterator[None]:
         listener.bind(path)
         listener.listen()
 
-        def serve() -> None:
-            sock, _ = listener.accept()
-            with sock:
-                sock.recv(4096)
-                for piece in pieces:
-                    sock.sendall(piece)
-
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=lambda: answer_one(listener, *pieces))
         thread.start()
         try:
             yield
@@ -630,10 +698,11 @@ def test_no_more_are_named_than_a_line_holds(run, folder):
         with contextlib.ExitStack() as stack:
             for number in range(5):
                 stack.enter_context(serving(path=f"{number}.control"))
+            few, enough = (dataclasses.replace(LIMITS, control_named=count) for count in (2, 5))
+            with pytest.raises(StartError, match=r"4\.control$"):
+                await asyncio.to_thread(ask, "a.control", "status", WITHIN_S, enough)
             with pytest.raises(StartError, match=r"these are live in \.: 0.control, 1.control and 3 more$"):
-                await asyncio.to_thread(
-                    ask, "a.control", "status", WITHIN_S, dataclasses.replace(LIMITS, control_named=2)
-                )
+                await asyncio.to_thread(ask, "a.control", "status", WITHIN_S, few)
 
     run(scene())
 
@@ -677,7 +746,9 @@ def test_a_path_too_long_for_a_socket_is_said_to_be(folder):
         ask("é" * 60, "status", WITHIN_S)
 
 
-def test_a_full_backlog_is_waited_for_and_then_said(folder):
+@contextlib.contextmanager
+def full_backlog() -> Iterator[socket.socket]:
+    """Somebody who listens, and whose backlog has no room."""
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
         listener.bind("a.control")
         listener.listen(0)
@@ -686,22 +757,71 @@ def test_a_full_backlog_is_waited_for_and_then_said(folder):
                 client = stack.enter_context(socket.socket(socket.AF_UNIX))
                 client.setblocking(False)
                 client.connect("a.control")
-        with pytest.raises(StartError, match=r"busy with others and took no connection within 0\.05 s"):
-            ask("a.control", "status", 0.05)
-
-        waiting = threading.Thread(target=lambda: [listener.accept()[0].close() for _ in range(2)])
-        waiting.start()
-        with pytest.raises(StartError, match="without an answer"):
-            ask("a.control", "status", WITHIN_S)
-        waiting.join()
+        yield listener
 
 
-def test_no_answer_in_time_is_said(folder):
+def test_a_full_backlog_is_waited_for_and_then_said(folder):
+    with full_backlog(), pytest.raises(StartError, match=r"busy with others and took no connection within 0\.05 s"):
+        ask("a.control", "status", 0.05)
+
+
+def test_room_in_a_backlog_is_taken(folder, monkeypatch):
+    with full_backlog() as listener:
+        thread = threading.Thread(target=lambda: answer_one(listener, b'{"ok": true}\n'))
+
+        def make_room(seconds: float) -> None:
+            listener.accept()[0].close()
+            thread.start()
+
+        monkeypatch.setattr(time, "sleep", make_room)
+        assert ask("a.control", "status", WITHIN_S) == {"ok": True}
+        thread.join()
+
+
+def test_an_end_before_the_question_was_read_is_an_end_without_an_answer(folder):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("a.control")
         listener.listen()
-        with pytest.raises(StartError, match=r"unix:a.control: no answer within 0\.05 s; see the log"):
-            ask("a.control", "status", 0.05)
+
+        def close_unread() -> None:
+            sock, _ = listener.accept()
+            select.select([sock], [], [])
+            sock.close()  # the kernel tells the client of a reset
+
+        thread = threading.Thread(target=close_unread)
+        thread.start()
+        with pytest.raises(StartError, match="ended the connection without an answer"):
+            ask("a.control", "status", WITHIN_S)
+        thread.join()
+
+
+def test_an_answer_that_trickles_in_is_bound_by_the_same_time(folder):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("a.control")
+        listener.listen()
+        heard = threading.Event()
+
+        def trickle() -> None:
+            sock, _ = listener.accept()
+            with sock, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                while not heard.wait(0.005):
+                    sock.sendall(b" ")
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        with pytest.raises(StartError, match=r"no answer within 0\.1 s"):
+            ask("a.control", "status", 0.1)
+        heard.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("timeout_s", [0, 0.05])
+def test_no_answer_in_time_is_said(folder, timeout_s):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("a.control")
+        listener.listen()
+        with pytest.raises(StartError, match=rf"unix:a.control: no answer within {timeout_s} s; see the log"):
+            ask("a.control", "status", timeout_s)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"[]\n", b"{}\n", b'{"ok": 1}\n', b"[" * 3000])

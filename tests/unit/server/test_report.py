@@ -289,11 +289,15 @@ def test_many_idle_slots_are_one_line():
 
 def test_few_idle_slots_and_those_with_something_to_say_have_their_own_lines():
     broken = slot("echo-4", state="broken")
-    now = snapshot(pools=(pool(idle(0), idle(1), slot("echo-2"), idle(3), broken, idle(5, load=1), idle(6)),))
+    some = (idle(0), idle(1), slot("echo-2"), idle(3), broken, idle(5), idle(6, load=1), idle(7))
 
-    names = [line.split()[0] for line in lines(now)[8:]]
+    names = [line.split()[0] for line in lines(snapshot(pools=(pool(*some),)))[8:]]
 
-    assert names == [f"echo-{number}" for number in range(7)]
+    assert names == [f"echo-{number}" for number in range(8)]
+
+
+def test_three_idle_slots_are_many():
+    assert lines(snapshot(pools=(pool(idle(0), idle(1), idle(2)),)))[-1] == "  3 idle: echo-0 to echo-2"
 
 
 # --- stdio
@@ -361,7 +365,15 @@ def test_bytes_have_binary_units(count, shown):
 
 @pytest.mark.parametrize(
     ("count", "shown"),
-    [(0, "0"), (999, "999"), (999_999, "999,999"), (1_000_000, "1.0M"), (12_345_678, "12.3M"), (10**18, "1.0E")],
+    [
+        (0, "0"),
+        (999, "999"),
+        (999_999, "999,999"),
+        (1_000_000, "1.0M"),
+        (12_345_678, "12.3M"),
+        (10**18, "1.0E"),
+        (10**22, "10000E"),
+    ],
 )
 def test_counts_are_written_out_up_to_a_million(count, shown):
     now = snapshot(totals=Totals(**{**NONE, "opened": count}, **NOTHING))
@@ -423,6 +435,31 @@ def test_a_long_command_loses_its_middle_and_its_pool_keeps_its_name():
     assert len(line) == 80
     assert line.startswith("echo  /ws/ -> /usr/bin/python3 xx")
     assert line.endswith("x/echo.py")
+
+
+def test_a_long_address_loses_its_middle():
+    path = f"unix:/run/{'x' * 100}/front.sock"
+
+    _, where, *_ = [line for line in lines(snapshot(listeners=(path,))) if "unix:" in line or "listening" in line]
+
+    assert where.startswith("  unix:/run/xxx")
+    assert where.endswith("xxx/front.sock")
+    assert len(where) == 80
+
+
+def test_the_last_column_that_can_be_shortened_is_shortened_first():
+    clock = StdioStatus(name="n" * 30, routes=("/r" * 20,), running=3, max_forks=9, forked=4, failed=0)
+
+    seen = row(snapshot(stdio=(clock,)), "PER TUNNEL", width=80)
+
+    assert seen["PER TUNNEL"] == "n" * 30
+    assert re.fullmatch(r"/r.*\.\.\..*r", seen["ROUTES"])
+
+
+def test_a_terminal_narrower_than_what_must_stand_there_cuts_it():
+    (titles,) = [line for line in lines(snapshot(workers=(worker(),)), None, 30) if "WORKER" in line]
+
+    assert titles == "WORKER   PID  STATE    TUNNELS"
 
 
 def test_many_listeners_take_more_lines():
