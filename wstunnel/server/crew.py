@@ -42,7 +42,7 @@ __all__ = ["Crew", "Hand"]
 _log = logging.getLogger("wstunnel")
 
 _CODE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-"""Where this version is imported from, and its workers with it."""
+"""Where this version is imported from: the first of the places that its workers look in, whatever their folder."""
 
 
 class Hand:
@@ -324,7 +324,9 @@ class Crew:
                 child = _exec_worker(orders)
             except OSError as error:
                 ours.close()
-                raise StartError(f"a worker cannot be started: {error.strerror}") from error
+                raise StartError(
+                    f"a worker cannot be started: {sys.executable}: {error.strerror}; see that our user may run it"
+                ) from error
         self._board.worker(row)[WorkerColumn.STATE] = WorkerState.STARTING
         self._hand(child, ours, index, row)
 
@@ -395,7 +397,7 @@ def _exec_worker(orders: Orders) -> Child:
                 (sys.executable, "-P", "-m", "wstunnel.server.carrier", str(orders_fd)),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": _CODE},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join((_CODE, *sys.path))},
                 pass_fds=(orders_fd, orders.board_fd, orders.channel_fd, *(each.fd for each in orders.listeners)),
                 process_group=0,  # Ctrl-C is for the master
             )
