@@ -12,6 +12,7 @@ while it is not there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import grp
 import os
@@ -64,7 +65,7 @@ def program_danger(path: str, trusted: frozenset[int]) -> Danger | None:
     in      path      absolute
             trusted   user ids
     """
-    steps, _ = _walked(path)
+    steps = _walked(path)
     return _refusal(steps, trusted, f"run a program of theirs instead of {shown(path)}") or _sticky_warning(
         steps, trusted, f"{shown(path)} could be somebody else's whenever ours is not there"
     )
@@ -76,12 +77,8 @@ def socket_danger(path: str, trusted: frozenset[int]) -> Danger | None:
     in      path      absolute; its folder, if it is missing, is one that we make for ourselves
             trusted   user ids
     """
-    folder = os.path.dirname(path)
-    steps, is_whole = _walked(folder)
-    refusal = _refusal(steps, trusted, f"bind a socket of theirs in the place of {shown(path)}")
-    if refusal is not None or not is_whole:
-        return refusal
-    return _sticky_warning(
+    steps = _walked(os.path.dirname(path))
+    return _refusal(steps, trusted, f"bind a socket of theirs in the place of {shown(path)}") or _sticky_warning(
         [*steps, _Step(path, steps[-1].found)], trusted, f"{shown(path)} could be taken whenever we do not listen there"
     )
 
@@ -126,14 +123,12 @@ def _loose_folders(steps: list[_Step], trusted: frozenset[int]) -> dict[str, str
     return loose
 
 
-def _walked(path: str) -> tuple[list[_Step], bool]:
-    """The steps that there are, and whether they lead to the end."""
+def _walked(path: str) -> list[_Step]:
+    """The steps that there are, to the end or not."""
     steps: list[_Step] = []
-    try:
+    with contextlib.suppress(OSError):
         steps.extend(_steps(path))  # what it got before an error stays
-    except OSError:
-        return steps, False
-    return steps, True
+    return steps
 
 
 def _steps(path: str) -> Iterator[_Step]:

@@ -15,6 +15,7 @@ from wstunnel.config.places import Danger, program_danger, socket_danger
 
 US = frozenset({0, os.geteuid()})
 NOBODY = 65534
+STRANGER = 4_000_001
 ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 
 
@@ -38,7 +39,7 @@ def members(monkeypatch) -> Callable[..., None]:
         group = grp.struct_group(("team", "x", os.getegid(), listed))
         users = [
             pwd.struct_passwd((name, "x", uid, os.getegid() if name in first else 4711, "", "/", "/bin/sh"))
-            for name, uid in {"me": os.geteuid(), "root": 0, "eve": NOBODY, **first}.items()
+            for name, uid in {"me": os.geteuid(), "root": 0, "eve": STRANGER, **first}.items()
         ]
         monkeypatch.setattr(grp, "getgrgid", lambda gid: group)
         monkeypatch.setattr(pwd, "getpwall", lambda: users)
@@ -128,7 +129,7 @@ def test_we_are_trusted_because_it_is_said(folder):
         ([], {}, False),
         (["eve"], {"me": os.geteuid()}, True),
         (["stranger"], {}, True),
-        ([], {"eve": NOBODY}, True),
+        ([], {"eve": STRANGER}, True),
     ],
 )
 def test_a_group_counts_once_somebody_else_is_in_it(folder, members, listed, first, is_refused):
@@ -240,8 +241,9 @@ def test_a_sticky_folder_of_somebody_else_is_refused(sticky):
 # --- links
 
 
-def test_the_place_that_a_link_leads_to_is_looked_at(folder, tmp_path):
-    (tmp_path / "link").symlink_to("outer/inner/echo")
+@pytest.mark.parametrize("start", ["", "{tmp_path}/"])
+def test_the_place_that_a_link_leads_to_is_looked_at(folder, tmp_path, start):
+    (tmp_path / "link").symlink_to(f"{start.format(tmp_path=tmp_path)}outer/inner/echo")
     assert program_danger(f"{tmp_path}/link", US) is None
     (tmp_path / "outer").chmod(0o777)
     danger = program_danger(f"{tmp_path}/link", US)
