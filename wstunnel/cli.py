@@ -22,7 +22,7 @@ from wstunnel.config.flags import COMMANDS, asked_of_running, flag_parser, setti
 from wstunnel.config.names import nearest
 from wstunnel.config.reload import unreloadable
 from wstunnel.config.rules import Settled
-from wstunnel.config.runtime import control_socket
+from wstunnel.config.runtime import control_socket, keep_runtime_folder
 from wstunnel.config.service import ServiceEnvironment, service_environment
 from wstunnel.errors import ConfigError, StartError
 from wstunnel.server import report
@@ -117,6 +117,7 @@ def _page(text: str) -> None:
 
 def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
     """Serve what the flags, and the file that they name, say."""
+    keep_runtime_folder()
     settled = _settle(words)
     environment = service_environment(os.environ, os.getpid())
     state_fd = os.environ.pop(STATE_VARIABLE, None)

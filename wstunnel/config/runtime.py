@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from wstunnel.config.options import shown
 from wstunnel.errors import ConfigError
+from wstunnel.server.control import CONTROL_PREFIX
 from wstunnel.settings import Address, Settings, TcpAddress, UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES
 
@@ -102,9 +103,9 @@ def _names_in(folder: str) -> Iterator[str]:
 
 def _control_name(listener: Address) -> str:
     if isinstance(listener, UnixAddress):
-        return f"control-{_readable(os.path.basename(listener.path))}-{_hash((listener.path,))}"
+        return f"{CONTROL_PREFIX}{_readable(os.path.basename(listener.path))}-{_hash((listener.path,))}"
     host = listener.host if len(listener.host) <= _NAME_BYTES else _hash((listener.host,))
-    return f"control-{TcpAddress(host, listener.port)}"
+    return f"{CONTROL_PREFIX}{TcpAddress(host, listener.port)}"
 
 
 def _readable(name: str) -> str:

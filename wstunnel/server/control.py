@@ -26,11 +26,11 @@ from wstunnel.limits import MasterLimits
 from wstunnel.settings import UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES, bind_unix, unlink_if_ours
 
-__all__ = ["COMMANDS", "CONTROL_SUFFIX", "ControlServer", "OnCommand", "ask"]
+__all__ = ["COMMANDS", "CONTROL_PREFIX", "ControlServer", "OnCommand", "ask"]
 
 COMMANDS = ("status", "reload", "drain", "stop")
-CONTROL_SUFFIX = ".control"
-"""How the name of a control socket ends, unless the operator has chosen it."""
+CONTROL_PREFIX = "control-"
+"""How the name of a control socket begins, unless the operator has chosen it."""
 
 OnCommand = Callable[[str], Awaitable[dict[str, Any]]]
 """Gets one of `COMMANDS`; what it returns is sent as it is, what it raises as the error."""
@@ -363,7 +363,7 @@ def _others(path: str, limits: MasterLimits) -> str:
     """Which control sockets of the same folder somebody listens on, for somebody who has asked at a wrong one."""
     folder = os.path.dirname(path) or "."
     try:
-        names = sorted(name for name in os.listdir(folder) if name.endswith(CONTROL_SUFFIX))
+        names = sorted(name for name in os.listdir(folder) if name.startswith(CONTROL_PREFIX))
     except OSError:
         return ""
     found = [name for name in names if _is_live(os.path.join(folder, name))]

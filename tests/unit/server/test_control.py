@@ -49,7 +49,7 @@ async def echo(command: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serving(on_command=echo, path: str = "a.control", **bounds: Any) -> Iterator[ControlServer]:
+def serving(on_command=echo, path: str = "control-a", **bounds: Any) -> Iterator[ControlServer]:
     server = ControlServer(path, on_command, dataclasses.replace(LIMITS, **bounds))
     try:
         yield server
@@ -60,7 +60,7 @@ def serving(on_command=echo, path: str = "a.control", **bounds: Any) -> Iterator
 class Client:
     """A raw client of the control socket."""
 
-    def __init__(self, path: str = "a.control", sock: socket.socket | None = None) -> None:
+    def __init__(self, path: str = "control-a", sock: socket.socket | None = None) -> None:
         self.sock = sock or socket.socket(socket.AF_UNIX)
         self.sock.setblocking(False)
         self.sock.connect(path)
@@ -92,7 +92,7 @@ async def told(data: bytes) -> str:
     return await client.refused()
 
 
-async def asked(command: str = "status", path: str = "a.control") -> dict[str, Any]:
+async def asked(command: str = "status", path: str = "control-a") -> dict[str, Any]:
     return await asyncio.to_thread(ask, path, command, WITHIN_S)
 
 
@@ -333,7 +333,7 @@ def test_the_kernel_says_who_asks():
 def test_the_socket_is_for_its_owner_only(run, folder):
     async def scene():
         with serving():
-            assert stat.S_IMODE(os.lstat("a.control").st_mode) == 0o600
+            assert stat.S_IMODE(os.lstat("control-a").st_mode) == 0o600
 
     run(scene())
 
@@ -344,7 +344,7 @@ def test_the_socket_is_for_its_owner_only(run, folder):
 def test_a_stale_socket_is_replaced_and_taken_away_at_the_end(run, folder):
     async def scene():
         with socket.socket(socket.AF_UNIX) as stale:
-            stale.bind("a.control")
+            stale.bind("control-a")
         with serving():
             assert (await asked())["ok"]
         assert os.listdir() == []
@@ -357,9 +357,9 @@ def test_where_another_wstunnel_is_controlled_the_remedy_is_named_and_it_goes_on
         with serving():
             with pytest.raises(
                 StartError,
-                match=r"unix:a.control: another wstunnel is controlled there; stop it \(.*--control a.control\) or",
+                match=r"unix:control-a: another wstunnel is controlled there; stop it \(.*--control control-a\) or",
             ):
-                ControlServer("a.control", echo, LIMITS)
+                ControlServer("control-a", echo, LIMITS)
             assert (await asked())["ok"]
 
     run(scene())
@@ -368,29 +368,29 @@ def test_where_another_wstunnel_is_controlled_the_remedy_is_named_and_it_goes_on
 def test_another_wstunnel_that_is_busy_is_another_wstunnel(run, folder):
     async def scene():
         with full_backlog(), pytest.raises(StartError, match="another wstunnel is controlled there"):
-            ControlServer("a.control", echo, LIMITS)
+            ControlServer("control-a", echo, LIMITS)
 
     run(scene())
 
 
 def test_a_path_that_is_something_else_is_refused_and_stays(run, folder):
     async def scene():
-        Path("a.control").write_text("precious")
-        with pytest.raises(StartError, match=r"control socket unix:a.control: exists and is not a socket"):
-            ControlServer("a.control", echo, LIMITS)
+        Path("control-a").write_text("precious")
+        with pytest.raises(StartError, match=r"control socket unix:control-a: exists and is not a socket"):
+            ControlServer("control-a", echo, LIMITS)
 
     run(scene())
-    assert Path("a.control").read_text() == "precious"
+    assert Path("control-a").read_text() == "precious"
 
 
 def test_a_socket_that_another_has_put_in_our_place_stays(run, folder):
     async def scene():
         with serving():
-            os.unlink("a.control")
-            Path("a.control").touch()
+            os.unlink("control-a")
+            Path("control-a").touch()
 
     run(scene())
-    assert os.listdir() == ["a.control"]
+    assert os.listdir() == ["control-a"]
 
 
 def test_closing_cuts_off_who_has_no_answer_yet_and_gives_back_every_descriptor(run, folder):
@@ -422,10 +422,10 @@ def test_the_next_image_of_the_process_goes_on_with_the_socket(run, folder):
         async def next_image(command: str) -> dict[str, Any]:
             return {"ok": True, "image": "next"}
 
-        old = ControlServer("a.control", echo, LIMITS)
+        old = ControlServer("control-a", echo, LIMITS)
         exported = json.loads(json.dumps(old.export()))
         kept = os.dup(exported["fd"])
-        inode = os.lstat("a.control").st_ino
+        inode = os.lstat("control-a").st_ino
         old._inode = -1  # exec closes nothing and unlinks nothing
         old.close()
         os.set_inheritable(kept, True)
@@ -435,7 +435,7 @@ def test_the_next_image_of_the_process_goes_on_with_the_socket(run, folder):
         server = ControlServer.adopt(exported | {"fd": kept}, next_image, LIMITS)
         try:
             assert not os.get_inheritable(kept)
-            assert os.lstat("a.control").st_ino == inode
+            assert os.lstat("control-a").st_ino == inode
             assert json.loads(await early.all())["image"] == "next"
             assert (await asked())["image"] == "next"
         finally:
@@ -463,7 +463,7 @@ async def main():
         return {"ok": True, "pid": os.getpid(), "image": len(sys.argv)}
 
     if len(sys.argv) == 1:
-        server = ControlServer("a.control", obey, MasterLimits())
+        server = ControlServer("control-a", obey, MasterLimits())
     else:
         server = ControlServer.adopt(json.loads(sys.argv[1]), obey, MasterLimits())
     print("ready", flush=True)
@@ -478,11 +478,11 @@ def test_an_exec_does_not_interrupt_the_control_of_a_process(folder):
     environment = {"IMAGE": _IMAGE, "PYTHONPATH": os.path.dirname(os.path.dirname(wstunnel.__file__))}
     with subprocess.Popen([sys.executable, "-c", _IMAGE], env=environment, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        assert ask("a.control", "status", WITHIN_S) == {"ok": True, "pid": process.pid, "image": 1}
+        assert ask("control-a", "status", WITHIN_S) == {"ok": True, "pid": process.pid, "image": 1}
         with pytest.raises(StartError, match="without an answer"):
-            ask("a.control", "reload", WITHIN_S)
-        assert ask("a.control", "status", WITHIN_S) == {"ok": True, "pid": process.pid, "image": 2}
-        ask("a.control", "stop", WITHIN_S)
+            ask("control-a", "reload", WITHIN_S)
+        assert ask("control-a", "status", WITHIN_S) == {"ok": True, "pid": process.pid, "image": 2}
+        ask("control-a", "stop", WITHIN_S)
     assert process.returncode == 0
     assert os.listdir() == []
 
@@ -659,7 +659,7 @@ def answer_one(listener: socket.socket, *pieces: bytes) -> None:
 
 
 @contextlib.contextmanager
-def answering(*pieces: bytes, path: str = "a.control") -> Iterator[None]:
+def answering(*pieces: bytes, path: str = "control-a") -> Iterator[None]:
     """Somebody who says these pieces to whoever connects, and ends the connection."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -676,15 +676,15 @@ def answering(*pieces: bytes, path: str = "a.control") -> Iterator[None]:
 def test_nobody_there_names_who_is(run, folder):
     async def scene():
         with socket.socket(socket.AF_UNIX) as stale:
-            stale.bind("stale.control")
-        Path("file.control").touch()
+            stale.bind("control-stale")
+        Path("control-file").touch()
         why = (
-            r"^unix:a.control: there is no such socket: is wstunnel running, and with this --control\?; "
-            r"these are live in \.: b.control, c.control$"
+            r"^unix:control-a: there is no such socket: is wstunnel running, and with this --control\?; "
+            r"these are live in \.: control-b, control-c$"
         )
         with (
-            serving(path="b.control"),
-            serving(path="c.control"),
+            serving(path="control-b"),
+            serving(path="control-c"),
             serving(path="d.sock"),
             pytest.raises(StartError, match=why),
         ):
@@ -697,17 +697,17 @@ def test_no_more_are_named_than_a_line_holds(run, folder):
     async def scene():
         with contextlib.ExitStack() as stack:
             for number in range(5):
-                stack.enter_context(serving(path=f"{number}.control"))
+                stack.enter_context(serving(path=f"control-{number}"))
             few, enough = (dataclasses.replace(LIMITS, control_named=count) for count in (2, 5))
-            with pytest.raises(StartError, match=r"4\.control$"):
-                await asyncio.to_thread(ask, "a.control", "status", WITHIN_S, enough)
-            with pytest.raises(StartError, match=r"these are live in \.: 0.control, 1.control and 3 more$"):
-                await asyncio.to_thread(ask, "a.control", "status", WITHIN_S, few)
+            with pytest.raises(StartError, match=r"control-4$"):
+                await asyncio.to_thread(ask, "control-a", "status", WITHIN_S, enough)
+            with pytest.raises(StartError, match=r"these are live in \.: control-0, control-1 and 3 more$"):
+                await asyncio.to_thread(ask, "control-a", "status", WITHIN_S, few)
 
     run(scene())
 
 
-@pytest.mark.parametrize("path", ["a.control", "no/a.control", "file/a.control"])
+@pytest.mark.parametrize("path", ["control-a", "no/control-a", "file/control-a"])
 def test_nobody_anywhere_is_one_question(folder, path):
     Path("file").touch()
     with pytest.raises(StartError, match=r"there is no such socket: is wstunnel running, and with this --control\?$"):
@@ -716,21 +716,21 @@ def test_nobody_anywhere_is_one_question(folder, path):
 
 def test_a_socket_that_a_killed_wstunnel_left_is_called_that(folder):
     with socket.socket(socket.AF_UNIX) as stale:
-        stale.bind("a.control")
+        stale.bind("control-a")
     with pytest.raises(StartError, match=r"nobody listens there: the wstunnel that did has ended$"):
-        ask("a.control", "status", WITHIN_S)
+        ask("control-a", "status", WITHIN_S)
 
 
 def test_what_another_user_runs_is_not_to_be_asked(folder, monkeypatch):
     monkeypatch.setattr(socket, "socket", failing_socket(PermissionError(errno.EACCES, "Permission denied")))
     with pytest.raises(StartError, match=r"you may not connect there; be the user that wstunnel runs as, or root"):
-        ask("a.control", "status", WITHIN_S)
+        ask("control-a", "status", WITHIN_S)
 
 
 def test_any_other_failure_is_an_error_of_ours(folder, monkeypatch):
     monkeypatch.setattr(socket, "socket", failing_socket(OSError(errno.EPROTOTYPE, "Protocol wrong type for socket")))
     with pytest.raises(StartError, match=r"cannot be connected: Protocol wrong type"):
-        ask("a.control", "status", WITHIN_S)
+        ask("control-a", "status", WITHIN_S)
 
 
 def failing_socket(error: OSError) -> Callable[..., socket.socket]:
@@ -750,19 +750,19 @@ def test_a_path_too_long_for_a_socket_is_said_to_be(folder):
 def full_backlog() -> Iterator[socket.socket]:
     """Somebody who listens, and whose backlog has no room."""
     with socket.socket(socket.AF_UNIX) as listener, contextlib.ExitStack() as stack:
-        listener.bind("a.control")
+        listener.bind("control-a")
         listener.listen(0)
         with contextlib.suppress(BlockingIOError):
             while True:
                 client = stack.enter_context(socket.socket(socket.AF_UNIX))
                 client.setblocking(False)
-                client.connect("a.control")
+                client.connect("control-a")
         yield listener
 
 
 def test_a_full_backlog_is_waited_for_and_then_said(folder):
     with full_backlog(), pytest.raises(StartError, match=r"busy with others and took no connection within 0\.05 s"):
-        ask("a.control", "status", 0.05)
+        ask("control-a", "status", 0.05)
 
 
 def test_room_in_a_backlog_is_taken(folder, monkeypatch):
@@ -774,13 +774,13 @@ def test_room_in_a_backlog_is_taken(folder, monkeypatch):
             thread.start()
 
         monkeypatch.setattr(time, "sleep", make_room)
-        assert ask("a.control", "status", WITHIN_S) == {"ok": True}
+        assert ask("control-a", "status", WITHIN_S) == {"ok": True}
         thread.join()
 
 
 def test_an_end_before_the_question_was_read_is_an_end_without_an_answer(folder):
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("a.control")
+        listener.bind("control-a")
         listener.listen()
 
         def close_unread() -> None:
@@ -791,13 +791,13 @@ def test_an_end_before_the_question_was_read_is_an_end_without_an_answer(folder)
         thread = threading.Thread(target=close_unread)
         thread.start()
         with pytest.raises(StartError, match="ended the connection without an answer"):
-            ask("a.control", "status", WITHIN_S)
+            ask("control-a", "status", WITHIN_S)
         thread.join()
 
 
 def test_an_answer_that_trickles_in_is_bound_by_the_same_time(folder):
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("a.control")
+        listener.bind("control-a")
         listener.listen()
         heard = threading.Event()
 
@@ -810,7 +810,7 @@ def test_an_answer_that_trickles_in_is_bound_by_the_same_time(folder):
         thread = threading.Thread(target=trickle)
         thread.start()
         with pytest.raises(StartError, match=r"no answer within 0\.1 s"):
-            ask("a.control", "status", 0.1)
+            ask("control-a", "status", 0.1)
         heard.set()
         thread.join()
 
@@ -818,26 +818,26 @@ def test_an_answer_that_trickles_in_is_bound_by_the_same_time(folder):
 @pytest.mark.parametrize("timeout_s", [0, 0.05])
 def test_no_answer_in_time_is_said(folder, timeout_s):
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("a.control")
+        listener.bind("control-a")
         listener.listen()
-        with pytest.raises(StartError, match=rf"unix:a.control: no answer within {timeout_s} s; see the log"):
-            ask("a.control", "status", timeout_s)
+        with pytest.raises(StartError, match=rf"unix:control-a: no answer within {timeout_s} s; see the log"):
+            ask("control-a", "status", timeout_s)
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n", b"[]\n", b"{}\n", b'{"ok": 1}\n', b"[" * 3000])
 def test_an_answer_that_is_not_ours_is_not_believed(folder, answer):
     with answering(answer), pytest.raises(StartError, match=r"no wstunnel of this version answers there: [\[{H]"):
-        ask("a.control", "status", WITHIN_S)
+        ask("control-a", "status", WITHIN_S)
 
 
 def test_an_answer_in_pieces_is_put_together(folder):
     with answering(b'{"ok": ', b"true", b"}\n"):
-        assert ask("a.control", "status", WITHIN_S) == {"ok": True}
+        assert ask("control-a", "status", WITHIN_S) == {"ok": True}
 
 
 def test_an_endless_answer_is_not_read_for_ever(folder):
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("a.control")
+        listener.bind("control-a")
         listener.listen()
         read = 0
 
@@ -851,14 +851,14 @@ def test_an_endless_answer_is_not_read_for_ever(folder):
         thread = threading.Thread(target=flood)
         thread.start()
         with pytest.raises(StartError, match="no wstunnel of this version answers there"):
-            ask("a.control", "status", WITHIN_S, dataclasses.replace(LIMITS, control_answer_bytes=100_000))
+            ask("control-a", "status", WITHIN_S, dataclasses.replace(LIMITS, control_answer_bytes=100_000))
         thread.join()
         assert read < 10_000_000
 
 
 def test_a_refusal_is_read_although_nobody_heard_the_question(folder, monkeypatch):
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind("a.control")
+        listener.bind("control-a")
         listener.listen()
 
         class Late(socket.socket):
@@ -869,4 +869,4 @@ def test_a_refusal_is_read_although_nobody_heard_the_question(folder, monkeypatc
                 super().sendall(data, *flags)
 
         monkeypatch.setattr(socket, "socket", Late)
-        assert ask("a.control", "status", WITHIN_S)["error"] == "not you"
+        assert ask("control-a", "status", WITHIN_S)["error"] == "not you"
