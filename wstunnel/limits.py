@@ -159,6 +159,8 @@ class MasterLimits:
     """Longest request on the control socket."""
     control_clients: int = 16
     """Connections to the control socket at once."""
+    control_rest_s: float = 1.0
+    """Longest that an upgrade waits for control clients that are being answered."""
     control_timeout_s: float = 60.0
     """Longest that a control client may take to ask, and to read what it is told."""
     control_answer_bytes: int = 16 * 1024 * 1024

@@ -65,7 +65,7 @@ class ControlServer:
         self._loop = asyncio.get_running_loop()
         self._clients: set[asyncio.Task[None]] = set()
         self._is_armed = False
-        self._is_closed = False
+        self._is_closed = self._is_resting = False
         self._is_told = False
         self._pause: asyncio.TimerHandle | None = None
         self._spare: int | None = None
@@ -93,6 +93,18 @@ class ControlServer:
         just before the exec. Clients that are being served then are cut off, those in the backlog are not."""
         return {"path": self.path, "fd": self._listener.fileno(), "inode": self._inode}
 
+    async def rest(self) -> None:
+        """Serve who has connected already, `control_rest_s` at most, and let the others wait in the backlog."""
+        self._is_resting = True
+        self._disarm()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=self._limits.control_rest_s)
+
+    def go_on(self) -> None:
+        """Serve those too, after `rest`."""
+        self._is_resting = False
+        self._arm()
+
     def close(self) -> None:
         """Listen no more, cut off who has no answer yet, and unlink the socket if it still is ours."""
         if self._is_closed:
@@ -111,7 +123,7 @@ class ControlServer:
     # --- accepting
 
     def _arm(self) -> None:
-        if self._is_armed or self._is_closed or self._pause is not None:
+        if self._is_armed or self._is_closed or self._is_resting or self._pause is not None:
             return
         self._is_armed = True
         self._loop.add_reader(self._listener.fileno(), self._accept)

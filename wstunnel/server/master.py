@@ -332,11 +332,20 @@ class Master:
                 if self._state != "serving":
                     raise StartError(f"it is for a wstunnel that is serving, and this one is {self._state}")
                 await self._image.try_out(self._settings.limits.master.ready_timeout_s)
-                _log.info("upgrade: becoming the version that is installed now")
-                state = self._export()
-                self._image.become(state, state["fds"], SIGNALS)
+                await self._become_next_image()
         except StartError as error:
             _log.error("upgrade: nothing has changed: %s", error)
+
+    async def _become_next_image(self) -> None:
+        if self._control is not None:
+            await self._control.rest()
+        _log.info("upgrade: becoming the version that is installed now")
+        state = self._export()
+        try:
+            self._image.become(state, state["fds"], SIGNALS)
+        finally:
+            if self._control is not None:
+                self._control.go_on()
 
     def _export(self) -> dict[str, Any]:
         """All that the next image has to know."""

@@ -352,6 +352,33 @@ def test_a_stale_socket_is_replaced_and_taken_away_at_the_end(run, folder):
     run(scene())
 
 
+def test_before_an_upgrade_those_who_have_connected_are_served_and_the_others_wait(run, folder):
+    """What the image has accepted dies with it; what is in the backlog the next one finds."""
+
+    async def main() -> None:
+        answered = asyncio.Event()
+
+        async def slowly(command: str) -> dict[str, Any]:
+            await answered.wait()
+            return {"ok": True, "command": command}
+
+        with serving(slowly) as server:
+            early = asyncio.ensure_future(asked("status"))
+            await eventually(lambda: len(server._clients) == 1, "the first client accepted")
+            resting = asyncio.ensure_future(server.rest())
+            late = asyncio.ensure_future(asked("stop"))
+            await turns(20)
+            assert not resting.done()
+            answered.set()
+            await resting
+            assert (await early)["command"] == "status"
+            assert not late.done()
+            server.go_on()
+            assert (await late)["command"] == "stop"
+
+    run(main())
+
+
 def test_where_another_wstunnel_is_controlled_the_remedy_is_named_and_it_goes_on(run, folder):
     async def scene():
         with serving():
