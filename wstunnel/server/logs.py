@@ -139,7 +139,7 @@ class LogHandler(logging.Handler):
         if self._path is None:
             # without one, descriptor 2 may be anything by now, a client's socket for one
             return None if sys.stderr is None else _STDERR
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOCTTY | os.O_NONBLOCK
         fd = os.open(self._path, flags, _FILE_MODE)
         found = os.fstat(fd)
         is_roots = os.geteuid() == _ROOT and found.st_uid == _ROOT

@@ -89,8 +89,7 @@ class Notifier:
 
     def _alive(self, every_s: float) -> None:
         self._beat = self._loop.call_later(every_s, self._alive, every_s)
-        if not self._waiting:
-            self._send(b"WATCHDOG=1")
+        self._send(b"WATCHDOG=1")
 
     def _say(self, kind: str, *lines: str) -> None:
         if self._socket is None:

@@ -103,16 +103,40 @@ def test_a_status_is_one_line_of_bounded_length_whatever_is_in_it(manager):
     with_notifier(body, manager.address)
 
 
-def test_the_watchdog_is_fed_at_once_and_then_twice_in_its_time(manager):
+class Loop:
+    """An event loop whose one timer is fired by the test."""
+
+    def __init__(self) -> None:
+        self.delay_s = 0.0
+        self.is_cancelled = False
+        self.fire: Callable[[], None] = lambda: None
+
+    def call_later(self, delay_s: float, callback: Callable[..., None], *args: object) -> Loop:
+        self.delay_s, self.fire = delay_s, lambda: callback(*args)
+        return self
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+def test_the_watchdog_is_fed_at_once_and_then_twice_in_its_time(manager, monkeypatch):
+    loop = Loop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+    notifier = Notifier(manager.address, watchdog_s=30.0)
+    for _ in range(3):
+        assert manager.hear() == ["WATCHDOG=1"]
+        assert loop.delay_s == 15.0
+        loop.fire()
+    notifier.close()
+    assert loop.is_cancelled
+
+
+def test_the_watchdog_is_fed_while_the_loop_turns(manager):
     async def body(notifier: Notifier) -> None:
-        heard = []
         for _ in range(4):
             assert await manager.hear_later() == ["WATCHDOG=1"]
-            heard.append(time.monotonic())
-        # never earlier; later only as far as the machine is busy, which the number of beats shows without a clock
-        assert heard[-1] - heard[0] > 0.9 * 3 * 0.1
 
-    with_notifier(body, manager.address, watchdog_s=0.2)
+    with_notifier(body, manager.address, watchdog_s=0.02)
 
 
 def test_a_loop_that_stands_still_feeds_no_watchdog(manager):
@@ -184,7 +208,6 @@ def test_while_the_manager_does_not_read_the_latest_of_each_kind_waits_in_order(
         began = time.monotonic()
         for number in range(1000):
             notifier.status(f"number {number}")
-        notifier.reloading()
         notifier.ready("old")
         notifier.reloading()
         notifier.ready("new")
@@ -216,10 +239,8 @@ def test_the_next_image_goes_on_talking(manager):
 
 def test_after_close_nothing_is_said(manager):
     async def body(notifier: Notifier) -> None:
-        assert manager.hear() == ["WATCHDOG=1"]
         notifier.close()
         notifier.ready()
-        await asyncio.sleep(0.02)  # more than one beat
         assert manager.hears_nothing()
 
-    with_notifier(body, manager.address, watchdog_s=0.01)
+    with_notifier(body, manager.address)
