@@ -125,8 +125,9 @@ class ControlServer:
     def _arm(self) -> None:
         if self._is_armed or self._is_closed or self._is_resting or self._pause is not None:
             return
-        self._is_armed = True
-        self._loop.add_reader(self._listener.fileno(), self._accept)
+        if len(self._clients) < self._limits.control_clients:
+            self._is_armed = True
+            self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def _disarm(self) -> None:
         if self._is_armed:

@@ -379,6 +379,32 @@ def test_before_an_upgrade_those_who_have_connected_are_served_and_the_others_wa
     run(main())
 
 
+def test_going_on_after_an_upgrade_that_failed_lets_in_no_more_than_before(run, folder):
+    async def scene():
+        begun, answered = 0, asyncio.Event()
+
+        async def slowly(command: str) -> dict[str, Any]:
+            nonlocal begun
+            begun += 1
+            await answered.wait()
+            return {"ok": True}
+
+        with serving(slowly, control_clients=1, control_rest_s=0.01) as server:
+            clients = [Client(), Client()]
+            for client in clients:
+                await client.say(b'{"command": "status"}\n')
+            await eventually(lambda: begun == 1, "the first client served")
+            await server.rest()
+            server.go_on()
+            await turns(20)
+            assert begun == 1
+            answered.set()
+            for client in clients:
+                assert json.loads(await client.all())["ok"]
+
+    run(scene())
+
+
 def test_where_another_wstunnel_is_controlled_the_remedy_is_named_and_it_goes_on(run, folder):
     async def scene():
         with serving():
