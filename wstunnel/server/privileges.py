@@ -6,13 +6,13 @@ import contextlib
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from wstunnel.errors import StartError
 from wstunnel.net.listen import ListenerSet
 
-__all__ = ["Identity", "become", "identity_of", "lost_rights", "make_folder_for"]
+__all__ = ["Identity", "become", "identity_of", "make_folder_for"]
 
 _ROOT = 0
 
@@ -59,7 +59,8 @@ def become(
     """Be that user with its groups from now on, in all threads and for good; nothing to do where we are it.
 
     What the process has open it keeps: listeners on ports below 1024, the log. What it opens later it opens as that
-    user (`lost_rights`). /proc/self belongs to root until the next exec, and no other process of the user may trace
+    user, who must be able to read it: the configuration at a reload, programs, static files, the folder of the log
+    where nobody makes the new file for it. /proc/self belongs to root until the next exec, and no other process of the user may trace
     us or read our memory: backends run as the same user.
 
     in      listeners   become the user's
@@ -109,21 +110,6 @@ def _hold_to_it(who: Identity) -> None:
                 f"user: as {who.user} we could have {what} again; take CAP_SETUID, CAP_SETGID and the secure bits away "
                 f"(SecureBits=, AmbientCapabilities= in systemd)"
             )
-
-
-def lost_rights(files: Mapping[str, str]) -> list[str]:
-    """What we cannot read (a folder: enter) as who we are now, a sentence each, to warn of once root is given up: the
-    configuration file, which a reload reads, the document root, the folder of the log file.
-
-    in      files   what each is for the reader, and its path
-    """
-    user = pwd.getpwuid(os.geteuid()).pw_name
-    lost = []
-    for what, path in files.items():
-        wanted = os.R_OK | os.X_OK if os.path.isdir(path) else os.R_OK
-        if not os.access(path, wanted):
-            lost.append(f"{what}: {path} cannot be read by {user}, who we are from now on; give it the right to")
-    return lost
 
 
 def make_folder_for(folder: str, who: Identity) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from wstunnel.errors import StartError
-from wstunnel.server.privileges import Identity, become, identity_of, lost_rights, make_folder_for
+from wstunnel.server.privileges import Identity, become, identity_of, make_folder_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give up root")
 
@@ -27,7 +27,7 @@ PROLOGUE = """
 import ctypes, json, os, socket, threading
 from wstunnel.errors import StartError
 from wstunnel.net.listen import open_listeners
-from wstunnel.server.privileges import become, lost_rights
+from wstunnel.server.privileges import become
 from wstunnel.settings import TcpAddress, UnixAddress
 
 def who():
@@ -250,29 +250,3 @@ def test_a_link_is_never_followed_to_what_is_given_away(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(StartError, match=f"the folder {tmp_path}/no/run cannot be made for nobody: No such file"):
         make_folder_for(str(tmp_path / "no" / "run"), nobody())
-
-
-# --- what is lost
-
-
-@as_root
-def test_what_the_user_cannot_read_is_told(tmp_path):
-    tmp_path.chmod(0o755)
-    for name, mode in (("secret", 0o600), ("open", 0o644)):
-        (tmp_path / name).touch()
-        (tmp_path / name).chmod(mode)
-    (tmp_path / "closed").mkdir(mode=0o700)
-    said = run_script(
-        """
-        become("nobody", None)
-        print(json.dumps(lost_rights({"a": "secret", "b": "open", "c": "closed", "d": "."})))
-        """,
-        cwd=tmp_path,
-    )
-    assert [line.partition(":")[0] for line in said] == ["a", "c"]
-    assert said[0].startswith("a: secret cannot be read by nobody")
-
-
-def test_nothing_is_lost_of_what_we_can_read(tmp_path):
-    (tmp_path / "file").touch()
-    assert lost_rights({"file": str(tmp_path / "file"), "folder": str(tmp_path)}) == []
