@@ -60,8 +60,8 @@ def become(
 
     What the process has open it keeps: listeners on ports below 1024, the log. What it opens later it opens as that
     user, who must be able to read it: the configuration at a reload, programs, static files, the folder of the log
-    where nobody makes the new file for it. /proc/self belongs to root until the next exec, and no other process of the user may trace
-    us or read our memory: backends run as the same user.
+    where nobody makes the new file for it. /proc/self belongs to root until the next exec, and no other process of
+    the user may trace us or read our memory: backends run as the same user.
 
     in      listeners   become the user's
             folders     are made for the user where only root may make them (`make_folder_for`)
