@@ -13,7 +13,7 @@ UNBUILT := $(strip $(foreach module,$(MODULES),$(if $(wildcard $(module).*.so),,
 CHECKED := $(wildcard wstunnel tests bench examples tools) setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench annotate asan clean FORCE
+.PHONY: help run test check bench chaos annotate asan clean FORCE
 .PHONY: check-format check-lint check-types check-stubs check-cython check-imports
 
 help:  ## this list
@@ -48,6 +48,9 @@ check-imports:
 
 bench: $(BUILT)  ## how fast it is
 	$(PY) -m pytest bench --benchmark-enable $(ARGS)
+
+chaos: $(BUILT)  ## what a service that stays up promises, tried by kill -9 and worse, 2 minutes (ARGS="--only reload")
+	@$(PY) -m tools.chaos $(ARGS)
 
 annotate: $(READY)  ## how C the compiled modules are: build/annotate/*.html
 	mkdir -p build/annotate
