@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
+import select
 import shutil
 import signal
 import sys
@@ -93,7 +95,17 @@ def _tell_running(command: str, said: argparse.Namespace, control: str) -> int:
     if not answer["ok"]:
         _tell(sys.stderr, f"wstunnel: {answer['error']}")
         return _FAILED
+    if command == "stop":
+        _wait_for_end(answer["pid"])
     return _ENDED
+
+
+def _wait_for_end(pid: int) -> None:
+    """Return when that process is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(pid)
+        select.select((pidfd,), (), ())
+        os.close(pidfd)
 
 
 def _status(said: argparse.Namespace, asking: Callable[[], dict[str, Any]]) -> int:

@@ -28,7 +28,7 @@ _USAGE = """wstunnel [flags]          run until SIGINT or SIGTERM
                                  what its workers, backends and tunnels are doing
        wstunnel reload [flags]   read the configuration again; tunnels stay
        wstunnel drain [flags]    take no more clients, and end when the last tunnel has
-       wstunnel stop [flags]     end now; tunnels get drain-timeout seconds"""
+       wstunnel stop [flags]     end now; tunnels get drain-timeout seconds, and this waits for it"""
 
 _STATUS = "status"
 _STATUS_FLAGS = ("--json", "--watch")

@@ -390,7 +390,7 @@ class Master:
                 self.drain()
             case "stop":
                 self.stop()
-        return {"ok": True}
+        return {"ok": True, "pid": os.getpid()}
 
     def _slot_rows(self) -> list[int]:
         return [place.row for pool, _ in self._pools.all() for place in pool.places]
