@@ -346,9 +346,8 @@ class SpawnedSlot:
         await self._end(kill_timeout_s)
         await self._is_gone_within(None)
         self._ending = None
-        if not self._is_stopping:
-            _log.debug("%s: pid %s was idle and has been ended", self.name, pid)
-            self._wait_for_connection()
+        _log.debug("%s: pid %s was idle and has been ended", self.name, pid)
+        self._wait_for_connection()
 
     def kill(self) -> None:
         """SIGKILL every process of this slot now, forked ones too, and start no more."""
@@ -385,8 +384,6 @@ class SpawnedSlot:
         if self._is_closed:
             return
         self._give_up()
-        if self._ending is not None:
-            await asyncio.wait((self._ending,))
         if not await self._end(kill_timeout_s):
             _log.error("%s: still running after SIGKILL and left behind", self.name)
         self._close()
@@ -411,8 +408,6 @@ class SpawnedSlot:
         return True
 
     def _close(self) -> None:
-        if self._is_closed:  # by another call of `stop`
-            return
         self._is_closed = True
         if self._child is not None:
             self._forget(self._child)

@@ -7,6 +7,8 @@ import asyncio
 import logging
 import os
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -124,13 +126,17 @@ class Notes:
     """A row that notes what is written, in order."""
 
     def __init__(self, row: memoryview) -> None:
-        self.row, self.written = row, []
+        self.row = row
+        self.written: list[SlotColumn] = []
+        self.states: list[int] = []
 
     def __getitem__(self, column: int) -> int:
         return self.row[column]
 
     def __setitem__(self, column: int, word: int) -> None:
         self.written.append(SlotColumn(column))
+        if column == SlotColumn.STATE:
+            self.states.append(word)
         self.row[column] = word
 
 
@@ -169,6 +175,31 @@ def test_a_death_is_told_once_it_can_be_read(tmp_path):
     )
 
     assert told == [(ROW, 1, 0), (ROW, 2, 0)]
+
+
+def test_connections_that_are_cut_off_by_the_circuit_have_ended_with_the_last_process(tmp_path):
+    async def story(slot: SpawnedSlot, row: memoryview) -> None:
+        pid = await started(slot)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: slot.state is SlotState.BROKEN)
+            assert client.recv(1) == b""
+        assert row[SlotColumn.ENDED_ALL] == 1
+
+    with_slot(tmp_path, story, restart=RestartLimits(healthy_after_s=1000.0, max_deaths=1))
+
+
+def test_connections_that_wait_for_the_next_process_have_not_ended_with_the_last_one(tmp_path):
+    async def story(slot: SpawnedSlot, row: memoryview) -> None:
+        pid = await started(slot)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: slot.deaths)
+        assert row[SlotColumn.ENDED_ALL] == 0
+
+    with_slot(tmp_path, story)
 
 
 # --- Watching the start
@@ -271,6 +302,20 @@ def test_an_idle_process_that_even_sigkill_does_not_end_takes_no_connection_unti
     with_slot(tmp_path, story)
 
 
+def test_a_stop_takes_over_from_an_end_for_idleness(tmp_path):
+    async def story(slot: SpawnedSlot, row: memoryview) -> None:
+        await started(slot)
+        slot.retire()
+        slot.shrink(DEADLINE_S)
+        await asyncio.sleep(0)  # its signal is sent
+        slot._words = notes = Notes(row)
+        await slot.stop(DEADLINE_S)
+        await asyncio.sleep(0)
+        assert notes.states == [SlotState.STOPPED]
+
+    with_slot(tmp_path, story)
+
+
 def test_an_end_that_a_debugger_still_holds_back_is_taken_when_it_comes(tmp_path, monkeypatch):
     """The kernel says "ended" by the pidfd, and gives the status only after the tracer has had it."""
 
@@ -354,3 +399,32 @@ def test_facts_name_all_that_is_not_on_the_board(tmp_path):
         slot._orphans = set()
 
     with_slot(tmp_path, story)
+
+
+@pytest.mark.parametrize(("ran_for_s", "state"), [(0.0, SlotState.WAITING), (101.0, SlotState.RUNNING)])
+def test_a_process_that_was_taken_over_has_run_since_its_start(tmp_path, ran_for_s, state):
+    popen = subprocess.Popen(["/bin/sleep", "1000"], process_group=0)
+    popen.returncode = 0  # it is the slot's
+
+    async def story(slot: SpawnedSlot, row: memoryview) -> None:
+        child = {"pid": popen.pid, "pidfd": os.pidfd_open(popen.pid)}
+        started_at_s = asyncio.get_running_loop().time() - ran_for_s
+        slot.adopt({"child": child, "started_at_s": started_at_s, "orphans": []})
+        assert slot.state is SlotState.RUNNING
+        os.kill(popen.pid, signal.SIGKILL)
+        await eventually(lambda: slot.deaths and slot.state is state)
+
+    with_slot(tmp_path, story, restart=RestartLimits(healthy_after_s=100.0, first_wait_s=DEADLINE_S))
+
+
+def test_children_of_the_dead_that_were_taken_over_are_ended_too(tmp_path, monkeypatch):
+    sent: list[int] = []
+
+    async def story(slot: SpawnedSlot, row: memoryview) -> None:
+        monkeypatch.setattr("wstunnel.supervise.procfs.orphans_live", lambda group: not sent)
+        monkeypatch.setattr(os, "killpg", lambda group, number: sent.append(group))
+        slot.adopt({"child": None, "started_at_s": 0.0, "orphans": [1234567]})
+
+    with_slot(tmp_path, story, is_wanted=False)
+
+    assert sent == [1234567]
