@@ -149,6 +149,8 @@ class MasterLimits:
     """Longest wait before a worker that died is replaced."""
     exit_wait_s: float = 2.0
     """What workers get beyond drain-timeout to end; then they are killed."""
+    fork_answer_s: float = 10.0
+    """How long a worker waits for the master to start the program of a stdio route."""
     heartbeat_s: float = 1.0
     """How often a worker shows in its row that its loop turns."""
     message_bytes: int = 128 * 1024

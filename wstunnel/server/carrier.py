@@ -7,6 +7,7 @@ master is gone it accepts no more and serves its tunnels to their end.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -43,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
     settings = orders.settings
     for fd in (orders.board_fd, orders.channel_fd, *(each.fd for each in orders.listeners)):
         os.set_inheritable(fd, False)
-    with open("/proc/self/comm", "w", encoding="ascii") as name:  # what ps, top and logs of the kernel call us
-        name.write(f"wstunnel-w{orders.row}")
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as name:
+        name.write(f"wstunnel-w{orders.row}")  # what ps, top and logs of the kernel call us
     open_logs(settings.log_level, settings.log_format, settings.log_file)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_carry(orders))
@@ -74,7 +75,9 @@ class _Carrier:
         self._channel = Channel(
             socket.socket(fileno=orders.channel_fd), limits.master, on_message=self._told, on_closed=self._orphaned
         )
-        self._forker = RemoteForker(self._channel.send, exit_wait_s=limits.spawn.exit_wait_s)
+        self._forker = RemoteForker(
+            self._channel.send, answer_s=limits.master.fork_answer_s, exit_wait_s=limits.spawn.exit_wait_s
+        )
         self._service = Service(settings, orders.places, self._board, orders.row, self._forker)
         self._listeners = [
             Listener(socket.socket(fileno=each.fd), each.address, is_shared=each.is_shared) for each in orders.listeners
@@ -136,6 +139,7 @@ class _Carrier:
 
     def _orphaned(self) -> None:
         _log.error("the master is gone; this worker serves its tunnels to their end and accepts no more")
+        self._forker.lost()
         self._quiet()
 
     def _quiet(self) -> None:

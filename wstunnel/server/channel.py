@@ -10,7 +10,9 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from wstunnel.errors import LimitError
 from wstunnel.limits import MasterLimits
+from wstunnel.proto.close import CloseCode
 from wstunnel.server.messages import Message, decode, encode
 
 __all__ = ["Channel"]
@@ -19,6 +21,7 @@ _log = logging.getLogger("wstunnel")
 
 _FDS_PER_MESSAGE = 1
 _MESSAGES_PER_TURN = 64
+_HEAD_TOO_LARGE = 431  # RFC 6585 §5: what a client has said is the only thing here that can be long
 
 
 class Channel:
@@ -27,7 +30,7 @@ class Channel:
     in      sock        the socket, which is the channel's from here on
             on_message  gets each message with the descriptors that came with it, and owns them
             on_closed   the other side is gone, or has stopped reading; called once, and not after `close`
-    bound   `max_queued_messages` wait for a slow reader; one more, and it is taken for dead
+    bound   `max_queued_messages` wait for a slow reader; one more, and it is taken for dead. `message_bytes` each
     """
 
     def __init__(
@@ -50,9 +53,18 @@ class Channel:
         return self._socket.fileno()
 
     def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
-        """Send a message and these sockets with it, which are closed here as soon as they are on their way."""
+        """Send a message and these sockets with it, which are closed here as soon as they are on their way.
+
+        raises  LimitError when the other side would not read so long a message; the sockets are closed then
+        """
         packet = encode(message)
         owned = tuple(sockets)
+        most_bytes = self._limits.message_bytes
+        if len(packet) > most_bytes:
+            _close_all(owned)
+            raise LimitError(
+                "message_bytes", most_bytes, len(packet), close_code=CloseCode.TOO_BIG, status=_HEAD_TOO_LARGE
+            )
         if not self._is_open or len(self._waiting) >= self._limits.max_queued_messages:
             _close_all(owned)
             if self._is_open:
@@ -60,7 +72,7 @@ class Channel:
                 self._lose()
             return
         if self._waiting or not self._send(packet, owned):
-            if self._is_open and not self._waiting:
+            if not self._waiting:
                 self._loop.add_writer(self._socket.fileno(), self._flush)
             self._waiting.append((packet, owned))
 
@@ -87,8 +99,10 @@ class Channel:
             self._socket.sendmsg([packet], rights, socket.MSG_NOSIGNAL)
         except BlockingIOError:
             return False
-        except OSError:  # the other side is gone, of which the next read tells
+        except (BrokenPipeError, ConnectionResetError):  # the other side is gone, of which the next read tells
             pass
+        except OSError as error:
+            _log.error("a message of %d bytes to another process is lost: %s", len(packet), error.strerror)
         _close_all(sockets)
         return True
 
@@ -103,9 +117,7 @@ class Channel:
             if not self._is_open:
                 return
             try:
-                packet, fds, _flags, _address = socket.recv_fds(
-                    self._socket, self._limits.message_bytes, _FDS_PER_MESSAGE, socket.MSG_CMSG_CLOEXEC
-                )
+                packet, fds = self._receive()
             except BlockingIOError:
                 return
             except OSError:
@@ -114,6 +126,15 @@ class Channel:
                 self._lose()
                 return
             self._take(packet, fds)
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        """One packet and its descriptors; not by `socket.recv_fds`, which throws its flags away (Python 3.11)."""
+        room = socket.CMSG_LEN(_FDS_PER_MESSAGE * array.array("i").itemsize)
+        packet, rights, _, _ = self._socket.recvmsg(self._limits.message_bytes, room, socket.MSG_CMSG_CLOEXEC)
+        fds = array.array("i")
+        for _, _, data in rights:
+            fds.frombytes(data)
+        return packet, list(fds)
 
     def _take(self, packet: bytes, fds: list[int]) -> None:
         try:

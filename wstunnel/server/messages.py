@@ -123,10 +123,13 @@ def decode(packet: bytes) -> Message | None:
 
     raises  ValueError on what is no message at all: the other side is not who we think it is
     """
-    said = json.loads(packet)
-    if not isinstance(said, dict):
-        raise ValueError("a message is a JSON object")
-    kind = _KINDS.get(said.pop("is", ""))
+    try:
+        said = json.loads(packet)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(said, dict) or not isinstance(said.get("is"), str):
+        raise ValueError('a message is a JSON object with a name in "is"')
+    kind = _KINDS.get(said.pop("is"))
     if kind is None:
         return None
     known = {field.name for field in fields(kind)}

@@ -16,6 +16,8 @@ __all__ = ["RemoteFork", "RemoteForker"]
 
 _Send = Callable[..., None]
 
+_LOST = "the master, who starts programs, is gone"
+
 
 class RemoteFork:
     """A program that the master runs for one tunnel."""
@@ -34,11 +36,11 @@ class RemoteFork:
         return self._status.done() or procfs.is_gone_or_ending(self.pid)
 
     async def exit_status(self) -> ExitStatus | None:
-        """How it ended; None at once if it has not, or when the master does not say in time."""
+        """How it ended; None at once if it has not, or when the master cannot tell, or not in time."""
         if not self.is_exiting():
             return None
         await asyncio.wait((self._status,), timeout=self._exit_wait_s)
-        return self._status.result() if self._status.done() else None
+        return self._status.result() if self._status.done() and self._status.result().is_known else None
 
     def release(self) -> None:
         """The tunnel is over; a second call does nothing."""
@@ -55,12 +57,15 @@ class RemoteFork:
 class RemoteForker:
     """Asks the master for programs and hears how they end.
 
-    in      send  the channel's: a message, and the sockets that go with it
+    in      send         the channel's: a message, and the sockets that go with it
+            answer_s     how long the master may take to start a program
+            exit_wait_s  how long it may take to say how an exiting one has ended
     """
 
-    def __init__(self, send: _Send, *, exit_wait_s: float) -> None:
+    def __init__(self, send: _Send, *, answer_s: float, exit_wait_s: float) -> None:
         self._send = send
-        self._exit_wait_s = exit_wait_s
+        self._answer_s, self._exit_wait_s = answer_s, exit_wait_s
+        self._is_lost = False
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[RemoteFork]] = {}
         self._running: dict[int, RemoteFork] = {}
@@ -68,20 +73,38 @@ class RemoteForker:
     async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket) -> RemoteFork:
         """Run the program of stdio route `index` with `stream`, which stays the caller's, as stdin and stdout.
 
-        raises  BackendError when the master cannot or may not
+        raises  BackendError when the master cannot or may not, does not answer, or is gone; LimitError when what the
+                client has said is too long to be passed on
         """
+        if self._is_lost:
+            raise BackendError(_LOST)
+        try:
+            theirs = stream.dup()
+        except OSError as error:
+            raise BackendError(f"no descriptor for the stream of a program: {error.strerror}") from error
         request = next(self._numbers)
         answer: asyncio.Future[RemoteFork] = asyncio.get_running_loop().create_future()
         self._asked[request] = answer
         try:
-            self._send(Fork(request, index, dict(environment)), (stream.dup(),))
-            return await answer
+            self._send(Fork(request, index, dict(environment)), (theirs,))
+            async with asyncio.timeout(self._answer_s):
+                return await answer
+        except TimeoutError as error:  # if it answers after all, the program is released
+            _release(answer)
+            why = f"the master has not started a program within {self._answer_s:g} s"
+            raise BackendError(why, status=504) from error
         except asyncio.CancelledError:
-            if answer.done() and not answer.cancelled() and answer.exception() is None:
-                answer.result().release()  # the answer came in the very moment in which nobody wanted it any more
+            _release(answer)
             raise
         finally:
             del self._asked[request]
+
+    def lost(self) -> None:
+        """The master is gone: nobody answers any more."""
+        self._is_lost = True
+        for answer in self._asked.values():
+            if not answer.done():
+                answer.set_exception(BackendError(_LOST))
 
     def told(self, message: Message) -> None:
         """The master's answer to an earlier request, or how a program ended."""
@@ -109,3 +132,9 @@ class RemoteForker:
         """The tunnel of a request is over."""
         self._running.pop(request, None)
         self._send(Release(request))
+
+
+def _release(answer: asyncio.Future[RemoteFork]) -> None:
+    """End a program whose start was told in the very moment in which nobody wanted it any more."""
+    if answer.done() and not answer.cancelled() and answer.exception() is None:
+        answer.result().release()
