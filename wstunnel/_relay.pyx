@@ -642,7 +642,7 @@ cdef class Relay:
         cdef ssize_t r
         while left and other.queue_bytes == 0:
             r = recv(leg.fd, self.engine.base, self.engine.read_bytes, MSG_DONTWAIT)
-            if r <= 0 or self.state == STATE_ENDED:
+            if r <= 0:
                 break
             left -= min(left, <size_t>r)
             if leg is self.client:
@@ -892,15 +892,16 @@ cdef class Relay:
         if policy.read_timeout_s > 0:
             at_s = policy.read_timeout_s + (self.backend_seen_s if self.backend.holds == 0 else now_s)
             if now_s >= at_s:
-                if self.backend.unread() == 0:      # else it is we who were late
+                if self.backend.unread() == 0:      # else it is we who were late; likewise below
                     self.is_backend_done = True
                     self.begin_closing(CODE_INTERNAL, "server")
-                at_s = now_s
+                return now_s
             next_s = min(next_s, at_s)
         if policy.max_read_idle_s > 0:
             at_s = policy.max_read_idle_s + (self.client_seen_s if self.client.holds == 0 else now_s)
             if now_s >= at_s:
-                self.begin_draining(CODE_GOING_AWAY, CODE_GOING_AWAY, "server")
+                if self.client.unread() == 0:
+                    self.begin_draining(CODE_GOING_AWAY, CODE_GOING_AWAY, "server")
                 return now_s
             next_s = min(next_s, at_s)
         if policy.ping_interval_s > 0:
@@ -910,7 +911,8 @@ cdef class Relay:
             elif self.is_ping_out:
                 at_s = max(self.ping_s, self.client_seen_s) + policy.ping_timeout_s
                 if now_s >= at_s:
-                    self.fail(CODE_INTERNAL)
+                    if self.client.unread() == 0:
+                        self.fail(CODE_INTERNAL)
                     return now_s
             elif not self.client.is_flushed():
                 at_s = INFINITY         # not idle, and a PING would wait too: max-write-idle watches over this

@@ -515,6 +515,21 @@ def test_max_read_idle_is_not_forgotten_over_a_backend_that_was_stuck_for_long(r
     run(check())
 
 
+@pytest.mark.parametrize("policy", [{"max_read_idle_s": 100.0}, {"ping_interval_s": 20.0, "ping_timeout_s": 80.0}])
+def test_what_a_client_said_while_the_loop_stood_still_is_no_silence(run: Run, policy):
+    async def check() -> None:
+        async with Bench(**policy) as bench:
+            await bench.wait(50.0)
+            bench.client.send_now(frame(PONG))
+            bench.wheel.advance(bench.wheel.now_s + 1000.0)
+
+            await bench.wait(10.0)
+
+            assert bench.relay.is_open
+
+    run(check())
+
+
 # --- an open tunnel: max-write-idle
 
 
@@ -682,6 +697,26 @@ def test_a_backend_that_is_held_back_by_a_slow_client_is_not_silent(run: Run):
             assert bench.relay.is_open
 
             assert await bench.client.payload(len(said)) == said
+            await bench.wait(60.0 - SLACK_S)
+            assert bench.relay.is_open
+            await bench.wait(2 * SLACK_S)
+
+            assert not bench.relay.is_open
+
+    run(check())
+
+
+def test_a_backend_whose_answer_waits_for_a_slow_client_is_not_silent(run: Run):
+    """Nor is it the moment that the client has taken the answer."""
+
+    async def check() -> None:
+        async with Bench(client=narrow_pair, read_timeout_s=60.0, is_binary=True) as bench:
+            await bench.backend.send(bytes(READ_BYTES))
+            await eventually(lambda: bench.relay.bytes_out == READ_BYTES, "one read")
+            await bench.wait(500.0)
+            assert bench.relay.is_open
+
+            assert await bench.client.payload(READ_BYTES) == bytes(READ_BYTES)
             await bench.wait(60.0 - SLACK_S)
             assert bench.relay.is_open
             await bench.wait(2 * SLACK_S)
@@ -1182,8 +1217,8 @@ HALF_MESSAGES = {
 def test_a_message_whose_rest_does_not_come_holds_a_leave_up_for_the_close_timeout(run: Run, where, code):
     async def check() -> None:
         async with Bench(close_timeout_s=5.0) as bench:
-            await bench.wait(100.0)
             await bench.says(HALF_MESSAGES[where])
+            await bench.wait(100.0)
             bench.relay.leave(code)
             await bench.wait(5.0 - SLACK_S)
             assert bench.relay.is_open
@@ -1248,6 +1283,26 @@ def test_a_message_that_waits_for_a_slow_backend_is_not_silence(run: Run):
             assert await bench.backend.recv_exactly(len(payload)) == payload
             assert await bench.backend.recv() == b""
             await talking
+
+    run(check())
+
+
+def test_a_client_whose_words_wait_for_a_slow_backend_is_not_silent(run: Run):
+    async def check() -> None:
+        async with Bench(backend=narrow_pair, close_timeout_s=5.0) as bench:
+            await bench.client.send(frame(BINARY, bytes(READ_BYTES // 2), fin=False))
+            await eventually(lambda: bench.relay.bytes_in == READ_BYTES // 2, "one read")
+            bench.relay.leave(GOING_AWAY)
+            await bench.wait(20.0)
+            assert bench.relay.is_open
+
+            assert await bench.backend.recv_exactly(READ_BYTES // 2) == bytes(READ_BYTES // 2)
+            await bench.wait(5.0 - SLACK_S)
+            assert bench.relay.is_open
+            await bench.wait(2 * SLACK_S)
+
+            assert not bench.relay.is_open
+            assert await bench.backend.recv() == b""
 
     run(check())
 
@@ -1317,6 +1372,22 @@ def test_a_leave_is_over_in_its_time_whatever_the_sides_do_not_do(run: Run, stat
             assert bench.relay.close_code == code
             if state != "both full":
                 assert (await bench.client.to_end()).code == (None if code == ABNORMAL else code)
+
+    run(check())
+
+
+def test_the_last_quarter_of_the_time_to_leave_is_the_clients(run: Run):
+    async def check() -> None:
+        async with Bench(close_timeout_s=100.0) as bench:
+            bench.relay.leave(GOING_AWAY, 8.0)
+            await bench.wait(6.0 - SLACK_S)
+            assert bench.hears_nothing()
+
+            await bench.wait(2 * SLACK_S)
+
+            assert (await bench.client.frame()).data == GOING_AWAY.to_bytes(2, "big")
+            await bench.wait(2.0 - 3 * SLACK_S)
+            assert not bench.has_ended
 
     run(check())
 
