@@ -341,7 +341,6 @@ class Fork:
         self._forks.loop.remove_reader(self._child.pidfd)
         self._child.close()
         self._child = None
-        self._stderr.flush()
         _log.debug("%s: %s", self.name, status)
         self._ended.set_result(status)
         self._look()

@@ -103,6 +103,7 @@ def test_a_program_is_told_of_the_request(run: Run):
     ("route", "expected"),
     [
         ({"path": "/"}, ("", "/ws/a")),
+        ({"path": None}, ("", "/ws/a")),
         ({"path": None, "suffix": "a"}, ("/ws/a", "")),
         ({"path": "/", "suffix": "a"}, ("/ws/a", "")),
     ],

@@ -248,12 +248,14 @@ def test_how_a_program_ended_is_known_when_its_stream_has_ended(run: Run, script
     run(main())
 
 
-def test_a_program_that_ends_its_output_and_lives_on_is_not_exiting(run: Run):
+def test_a_program_that_ends_its_output_and_lives_on_is_not_exiting_nor_waited_for(run: Run):
     async def main() -> None:
-        async with forks_of(shell("exec <&- >&-; sleep 1000")) as forks, forked(forks) as (fork, stream):
+        program = shell("exec <&- >&-; sleep 1000")
+        async with forks_of(program, exit_wait_s=NEVER_S) as forks, forked(forks) as (fork, stream):
             await stream.read_to_end()
             assert not fork.is_exiting()
-            assert await fork.exit_status() is None
+            async with asyncio.timeout(DEADLINE_S):
+                assert await fork.exit_status() is None
 
     run(main())
 
@@ -288,12 +290,48 @@ def test_a_program_whose_tunnel_is_over_gets_its_kill_signal(run: Run):
         async with forks_of(shell(script, kill_signal=signal.SIGUSR1)) as forks, forked(forks) as (fork, stream):
             await stream.line()
             fork.release()
-            fork.release()
             assert await stream.read_to_end() == b"bye\n"
             assert await fork.wait() == ExitStatus(code=7)
             await until(lambda: forks.running(0) == 0)
 
     run(main())
+
+
+def test_a_tunnel_is_over_once_only(run: Run, monkeypatch):
+    async def main() -> None:
+        async with forks_of(CAT) as forks, forked(forks) as (fork, _):
+            with monkeypatch.context() as patch:
+                patch.setattr(Child, "signal_group", lambda child, number: signals.append(number))
+                fork.release()
+                fork.release()
+
+    signals: list[int] = []
+    run(main())
+
+    assert signals == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("ending", ["release", "kill"])
+def test_nothing_is_done_when_its_time_is_over_to_one_that_is_gone_by_then(run: Run, ending, caplog):
+    async def main() -> None:
+        script = "echo; exec cat" if ending == "release" else "trap '' TERM; echo; while :; do sleep 1000; done"
+        async with (
+            forks_of(shell(script), kill_timeout_s=0.1, exit_wait_s=0.1) as forks,
+            forked(forks) as (fork, stream),
+        ):
+            await stream.line()
+            fork.release()
+            if ending == "kill":
+                fork.kill()
+            await until(lambda: forks.running(0) == 0)
+            over = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.11, over.set)
+            await over.wait()
+
+    caplog.set_level(logging.INFO, "wstunnel.supervise")
+    run(main())
+
+    assert levels(caplog) == []
 
 
 def test_one_that_ignores_it_gets_sigkill_after_kill_timeout_and_that_is_said_once(run: Run, caplog):
@@ -395,6 +433,27 @@ def test_what_even_sigkill_does_not_end_is_left_behind_by_stop_and_said_so(run: 
     assert levels(caplog)[-1][1].endswith("still running after SIGKILL and left behind")
 
 
+def test_what_even_sigkill_does_not_end_of_what_was_forked_is_left_behind(run: Run, monkeypatch, caplog):
+    """Nobody would tell us of its end."""
+
+    async def main() -> None:
+        killpg = os.killpg
+        program = shell("(echo; exec sleep 1000) & exit 0")
+        async with forks_of(program, kill_timeout_s=0.01, exit_wait_s=0.01) as forks, forked(forks) as (fork, stream):
+            await stream.line()
+            await fork.wait()
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "killpg", lambda group, number: killpg(group, 0))
+                fork.release()
+                await until(lambda: forks.running(0) == 0)
+            killpg(fork.pid, signal.SIGKILL)
+
+    run(main())
+
+    assert [level for level, _ in levels(caplog)] == ["WARNING", "ERROR"]
+    assert levels(caplog)[-1][1].endswith("still running after SIGKILL and left behind")
+
+
 def test_what_even_sigkill_does_not_end_counts_until_it_ends(run: Run, monkeypatch, caplog):
     async def main() -> None:
         async with forks_of(CAT, kill_timeout_s=0.01, exit_wait_s=0.01) as forks, forked(forks) as (fork, stream):
@@ -444,13 +503,12 @@ def test_no_more_than_max_forks_run_at_once_and_that_is_said_once(run: Run, capl
 
 def test_a_program_that_was_full_says_so_again_after_it_was_half_empty(run: Run, caplog):
     async def main() -> None:
-        async with forks_of(ForkProgram("cat", ("cat",), 2)) as forks:
+        async with forks_of(ForkProgram("cat", ("cat",), 2)) as forks, forked(forks):
             for _ in range(2):
-                async with forked(forks) as (first, _), forked(forks) as (second, _):
+                async with forked(forks) as (fork, _):
                     await refused(forks)
-                    first.release()
-                    second.release()
-                    await until(lambda: forks.running(0) == 0)
+                    fork.release()
+                    await until(lambda: forks.running(0) == 1)
 
     run(main())
 
