@@ -68,7 +68,7 @@ class _Carrier:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._board = Board(limits.master, orders.board_fd)
-        self._row = self._board.worker(orders.row)
+        self._row_number, self._row = orders.row, self._board.worker(orders.row)
         self._row[WorkerColumn.PID] = os.getpid()
         self._row[WorkerColumn.GENERATION] = orders.generation
         self._row[WorkerColumn.STARTED_MS] = _now_ms()
@@ -94,7 +94,6 @@ class _Carrier:
         self._ending: asyncio.Task[None] | None = None
         self._is_over = asyncio.Event()
         self._heart: asyncio.TimerHandle | None = None
-        self._others: list[memoryview] = []  # rows of workers that serve, as of the last beat
 
     async def run(self) -> None:
         """Serve until the master, or a SIGTERM, says otherwise and nothing is open any more."""
@@ -168,21 +167,13 @@ class _Carrier:
 
     def _may_accept(self) -> bool:
         """Has no other worker clearly less to do? Asked where several accept from the same socket."""
-        mine = self._row[WorkerColumn.CONNECTIONS]
-        least = min((row[WorkerColumn.CONNECTIONS] for row in self._others), default=mine)
-        return mine <= least + self._settings.limits.accept.per_turn
+        least = self._board.least_connections(besides=self._row_number)
+        return least is None or self._row[WorkerColumn.CONNECTIONS] <= least + self._settings.limits.accept.per_turn
 
     def _beat(self) -> None:
-        """Show that the loop turns, and see who serves beside us."""
-        limits = self._settings.limits.master
+        """Show that the loop turns."""
         self._row[WorkerColumn.HEARTBEAT_MS] = _now_ms()
-        rows = map(self._board.worker, range(1, limits.worker_rows))
-        self._others = [
-            row
-            for row in rows
-            if row[WorkerColumn.STATE] == WorkerState.SERVING and row[WorkerColumn.PID] != self._row[WorkerColumn.PID]
-        ]
-        self._heart = self._loop.call_later(limits.heartbeat_s, self._beat)
+        self._heart = self._loop.call_later(self._settings.limits.master.heartbeat_s, self._beat)
 
 
 def _now_ms() -> int:

@@ -205,6 +205,13 @@ class Board:
             self.use_worker(found)
         return found
 
+    def least_connections(self, besides: int) -> int | None:
+        """How many connections the least busy of the workers that serve has, one row left out; None: there is no
+        other."""
+        rows = (self.worker(row) for row in range(1, self.workers_used) if row != besides)
+        serving = (row for row in rows if row[WorkerColumn.STATE] == WorkerState.SERVING)
+        return min((row[WorkerColumn.CONNECTIONS] for row in serving), default=None)
+
     def free_slots(self, count: int) -> list[int] | None:
         """`count` slot rows that nobody has; None when there are not so many."""
         rows = (row for row in range(self._slots) if self.slot(row)[SlotColumn.STATE] == SlotState.NONE)

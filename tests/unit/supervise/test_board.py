@@ -214,6 +214,21 @@ def test_a_slot_that_is_cleared_is_free_and_empty(board):
 # --- one at a time
 
 
+def test_the_least_busy_of_the_other_workers_is_found_as_soon_as_it_serves(board):
+    assert board.least_connections(besides=1) is None
+    for connections, state in ((5, WorkerState.SERVING), (2, WorkerState.STARTING), (9, WorkerState.SERVING)):
+        row = board.worker(board.free_worker())
+        row[WorkerColumn.STATE], row[WorkerColumn.CONNECTIONS] = state, connections
+
+    assert [board.least_connections(besides=row) for row in (1, 2, 3)] == [9, 5, 5]
+    board.worker(2)[WorkerColumn.STATE] = WorkerState.SERVING
+    assert [board.least_connections(besides=row) for row in (1, 2, 3)] == [2, 5, 2]
+    board.worker(3)[WorkerColumn.STATE] = WorkerState.QUIET
+    assert [board.least_connections(besides=row) for row in (1, 2, 3)] == [2, 5, 2]
+    board.clear_worker(2, [])
+    assert [board.least_connections(besides=row) for row in (1, 2, 3)] == [None, 5, 5]
+
+
 class Claimer:
     """Another process, which is inside for a slot."""
 
