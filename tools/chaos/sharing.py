@@ -24,7 +24,7 @@ async def two_workers(folder: str, *, tunnels: int = 1000) -> Outcome:
     out = Outcome()
     route = {"socket": os.path.join(folder, "b.sock"), "bin-path": python_program("echo.py"), "max-procs": 2}
     async with Service(folder, {"workers": 2, "route": [route]}) as service:
-        for name, address in (("TCP", service.tcp), ("UNIX", service.unix)):
+        for name, address in (("UNIX", service.unix), ("TCP", service.tcp)):
             clients = await open_many(address, tunnels)
             await asyncio.gather(*(client.echo(_PROBE) for client in clients))
             shares = [worker["tunnels"] for worker in (await service.status())["workers"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -20,6 +21,7 @@ _BAD = {
 }
 """Programs, and what the operator has to be told of each (in any case)."""
 _UNAVAILABLE = 503
+_PAUSE_S = 0.05
 
 
 async def bad_programs(folder: str) -> Outcome:
@@ -77,6 +79,7 @@ async def _on_demand(out: Outcome, folder: str) -> None:
             while answers.get(name) != _UNAVAILABLE:
                 await ask(name)
                 await _echoes(service)
+                await asyncio.sleep(_PAUSE_S)
         out.tell(f"on demand: {', '.join(f'{name} {answers[name]}' for name in _BAD)}; the others echo")
         for name in _BAD:
             lines = [line for line in service.log().splitlines() if f"wstunnel.supervise {name}-0: " in line]
