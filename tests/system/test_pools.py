@@ -114,6 +114,64 @@ def test_a_backend_of_somebody_else_is_one_slot_that_always_runs_and_stays_untou
     assert (tmp_path / "theirs").exists()
 
 
+def test_what_is_not_ours_to_spawn_is_told_apart_by_its_address_only(run, tmp_path):
+    async def main() -> None:
+        first, second = Host(socket=str(tmp_path / "s")), Host(socket=str(tmp_path / "s"), listen_backlog=7)
+        async with supervising(first, second) as stage:
+            assert stage.pools.places(first) == stage.pools.places(second)
+
+    run(main())
+
+
+def test_two_programs_that_want_one_path_are_an_error(run, tmp_path):
+    async def main() -> None:
+        argv = program(tmp_path, ECHO)
+        async with supervising(host_of(argv, tmp_path), host_of(argv, tmp_path, kill_signal=signal.SIGINT)):
+            pass
+
+    with pytest.raises(StartError, match="socket-0: another process listens there"):
+        run(main())
+
+
+def test_what_was_stopped_can_be_started_again(run, tmp_path):
+    async def main() -> None:
+        host = host_of(program(tmp_path, ECHO), tmp_path)
+        async with supervising(host) as stage:
+            await stage.pools.stop()
+            await stage.pools.start([host])
+            (slot,) = stage.slots(host)
+            assert await ask(slot.address, "pid") == str(slot.pid)
+
+    run(main())
+
+
+def test_nothing_is_looked_at_after_a_stop(run, tmp_path, monkeypatch):
+    async def main() -> None:
+        async with supervising(host_of(program(tmp_path, ECHO), tmp_path)) as stage:
+            await stage.pools.stop()
+            monkeypatch.setattr(Pools, "_tick_later", looks.append)
+            over_s = asyncio.get_running_loop().time() + 4 * LIMITS.spawn.tick_s
+            await eventually(lambda: asyncio.get_running_loop().time() > over_s, "it would have been looked at")
+
+    looks: list[Pools] = []
+    run(main())
+
+    assert looks == []
+
+
+def test_a_stop_in_the_middle_of_a_start_ends_both(run, tmp_path):
+    async def main() -> None:
+        async with supervising() as stage:
+            starting = asyncio.create_task(stage.pools.start([host_of(program(tmp_path, "1 while 1;"), tmp_path)]))
+            await eventually(stage.pools.all, "the start has begun")
+            await stage.pools.stop()
+            with pytest.raises(StartError, match="killed by SIGTERM as soon as it was started"):
+                await starting
+            assert (stage.pools.all(), used_rows(stage)) == ([], set())
+
+    run(main())
+
+
 def test_more_slots_than_the_board_has_rows_are_refused_and_nothing_is_left(run, tmp_path):
     async def main() -> None:
         async with supervising() as stage:
@@ -186,29 +244,6 @@ def test_what_is_not_wanted_any_more_ends_with_its_last_connection(run, tmp_path
             assert sorted(os.listdir(tmp_path)) == ["backend", "new"]
             with pytest.raises(KeyError):
                 stage.pools.places(old)
-
-    run(main())
-
-
-def test_a_connection_that_comes_while_it_is_looked_for_keeps_a_retired_pool(run, tmp_path):
-    """One look may fall between a worker's choice and its lease."""
-
-    async def main() -> None:
-        argv = program(tmp_path, ECHO)
-        old = host_of(argv, tmp_path / "old")
-        async with supervising(old) as stage:
-            (slot,) = stage.slots(old)
-            pid = slot.pid
-            (await stage.pools.prepare([])).commit()
-            turns = 0
-            began_s = asyncio.get_running_loop().time()
-            while asyncio.get_running_loop().time() < began_s + 10 * LIMITS.spawn.tick_s:
-                leased(slot).release()  # a tunnel that is over at once, between any two looks
-                turns += 1
-                await asyncio.sleep(LIMITS.spawn.tick_s / 4)
-            if turns > 20:  # the machine was quick enough for one between any two looks
-                assert slot.pid == pid
-            await gone(stage)
 
     run(main())
 
@@ -347,6 +382,34 @@ def test_a_retired_pool_shrinks_as_ever(run, tmp_path):
             await gone(stage)
 
     run(main())
+
+
+def test_a_pool_that_is_being_ended_is_asked_to_once(run, tmp_path):
+    """A second SIGTERM means "at once" to many a program."""
+    count = r"""
+        my $asked = 0;
+        $SIG{TERM} = sub { $asked++ };
+        accept(my $client, \*STDIN);
+        syswrite $client, "ready";
+        close $client;
+        sleep 1000 until $asked;
+        select undef, undef, undef, 0.05 for 1 .. 4;
+        open my $mark, '>', "mark";
+        print $mark $asked;
+    """
+
+    async def main() -> None:
+        host = host_of(program(tmp_path, count), tmp_path, min_procs=0)
+        async with supervising(host) as stage:
+            (slot,) = stage.slots(host)
+            async with Client(slot.address) as client:
+                assert await client.read_all() == "ready"
+            (await stage.pools.prepare([])).commit()
+            await gone(stage)
+
+    run(main())
+
+    assert (tmp_path / "mark").read_text() == "1"
 
 
 def test_a_stop_ends_what_is_retired_and_what_is_on_its_way_too(run, tmp_path):

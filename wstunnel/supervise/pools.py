@@ -134,7 +134,7 @@ class Pools:
         for pool in current.values():
             self._roles[pool] = _Role.CURRENT
         for host, pool in self._current.items():
-            if current.get(host) is not pool:
+            if host not in current:
                 self._roles[pool] = _Role.RETIRED
         self._current = current
         self._tick_later()
