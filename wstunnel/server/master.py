@@ -26,7 +26,7 @@ from wstunnel.server.budget import connection_budget
 from wstunnel.server.control import ControlServer
 from wstunnel.server.crew import Crew
 from wstunnel.server.image import Image
-from wstunnel.server.logs import reopen_logs
+from wstunnel.server.logs import open_logs, reopen_logs
 from wstunnel.server.notify import Notifier
 from wstunnel.server.orders import ListenerOrder
 from wstunnel.server.privileges import become
@@ -313,7 +313,9 @@ class Master:
                 else:
                     each.close()
             raise
+        _log_as(self._settings, settings)
         self._settings, self._listeners = settings, listeners
+        self._pools.kill_timeout_s = settings.kill_timeout_s
         change.commit()
         for crew in self._crews[:-1]:
             crew.quiet()
@@ -465,6 +467,16 @@ class Master:
 def worker_count(settings: Settings) -> int:
     """How many processes carry the traffic."""
     return len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+
+
+def _log_as(before: Settings, after: Settings) -> None:
+    """Log from now on as the settings say, which new workers do already."""
+    wanted = (after.log_level, after.log_format, after.log_file)
+    if wanted != (before.log_level, before.log_format, before.log_file):
+        try:
+            open_logs(*wanted)
+        except StartError as error:
+            _log.error("reload: the log goes on where it was: %s", error)
 
 
 def _problems(error: TunnelError) -> Sequence[str]:
