@@ -1216,7 +1216,7 @@ HALF_MESSAGES = {
 @pytest.mark.parametrize("code", [GOING_AWAY, 1012])
 def test_a_message_whose_rest_does_not_come_holds_a_leave_up_for_the_close_timeout(run: Run, where, code):
     async def check() -> None:
-        async with Bench(close_timeout_s=5.0) as bench:
+        async with Bench(close_timeout_s=5.0, max_write_idle_s=360.0) as bench:
             await bench.says(HALF_MESSAGES[where])
             await bench.wait(100.0)
             bench.relay.leave(code)
@@ -1251,9 +1251,10 @@ def test_a_message_that_comes_slowly_is_waited_for_where_nothing_limits_a_leave(
     run(check())
 
 
-def test_a_message_that_never_ends_is_cut_in_time_for_the_close(run: Run):
+@pytest.mark.parametrize(("close_timeout_s", "cut_s"), [(5.0, 8.0 - 2 * 8.0 / 4), (1.0, 8.0 - 2 * 1.0)])
+def test_a_message_that_never_ends_is_cut_in_time_for_the_close(run: Run, close_timeout_s, cut_s):
     async def check() -> None:
-        async with Bench(close_timeout_s=5.0) as bench:
+        async with Bench(close_timeout_s=close_timeout_s) as bench:
             await bench.says(frame(BINARY, b"once", fin=False))
             bench.relay.leave(GOING_AWAY, 8.0)
             said = [b"once"]
@@ -1264,7 +1265,7 @@ def test_a_message_that_never_ends_is_cut_in_time_for_the_close(run: Run):
                 assert len(said) < 1000
 
             assert await bench.backend.recv_to_end() == b"".join(said)
-            assert bench.wheel.now_s == pytest.approx(1000.0 + 8.0 - 2 * 2.0, abs=2 * SLACK_S)
+            assert bench.wheel.now_s == pytest.approx(1000.0 + cut_s, abs=2 * SLACK_S)
             bench.backend.close()
             assert (await bench.client.to_end(answer=True)).code == GOING_AWAY
 
@@ -1570,6 +1571,21 @@ def test_abort_while_the_backends_transport_is_made_leaves_nothing_open(run: Run
             assert (await bench.client.to_end()).code == GOING_AWAY
             assert await bench.backend.recv() == b""
             assert len(bench.wheel) == 1, "only the engine is timed"
+
+    run(check())
+
+
+def test_abort_before_the_legs_are_joined_passes_on_nothing_out_of_order(run: Run):
+    """What came behind the head was read by then, and goes first or not at all."""
+
+    async def check() -> None:
+        async with Bench(is_joined=False) as bench:
+            await bench.client.send(frame(BINARY, b"what came behind that"))
+            await bench.attach()
+            bench.relay.abort(GOING_AWAY)
+
+            assert await bench.backend.recv() == b""
+            assert (await bench.client.to_end()).code == GOING_AWAY
 
     run(check())
 
