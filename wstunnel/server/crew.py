@@ -71,6 +71,7 @@ class Hand:
         self._loop = asyncio.get_running_loop()
         self.started_s = self._loop.time()
         self._running: dict[int, RunningFork] = {}
+        self._forking = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._channel = Channel(channel_socket, settings.limits.master, on_message=self._told, on_closed=self._given_up)
@@ -101,13 +102,24 @@ class Hand:
         """End the process now."""
         self.child.signal_group(signal.SIGKILL)
 
+    def kill_unless_ready(self, within_s: float) -> None:
+        """End the process if it does not serve by then."""
+        self._timer = self._loop.call_later(within_s, self._give_up_start, within_s)
+
+    @property
+    def is_forking(self) -> bool:
+        """Is there a request for a program that it has no answer to yet?"""
+        return self._forking > 0
+
     def _told(self, message: Message, fds: list[int]) -> None:
         sockets = [socket.socket(fileno=fd) for fd in fds]
         match message:
             case Ready():
                 self.is_ready = True
+                self._cancel_timer()
                 self._on_ready()
             case Fork(request, index, environment) if sockets:
+                self._forking += 1
                 self._do(self._fork(request, index, environment, sockets.pop()))
             case Fork(request, _, _):
                 self.send(Unforked(request, 503, "the master had no descriptor left for the program's stream"))
@@ -127,6 +139,8 @@ class Hand:
         except BackendError as error:
             self.send(Unforked(request, error.status, str(error)))
             return
+        finally:
+            self._forking -= 1
         self._running[request] = fork
         self.send(Forked(request, fork.pid))
         await self._watch(request, fork)
@@ -142,14 +156,22 @@ class Hand:
 
     def _given_up(self) -> None:
         """The channel is gone: the process is ending, or not to be talked with any more."""
+        self._cancel_timer()
         self._timer = self._loop.call_later(self._limits.master.exit_wait_s, self.kill)
+
+    def _give_up_start(self, within_s: float) -> None:
+        _log.error("worker %d (pid %d) was not ready within %g s and is killed", self.index, self.child.pid, within_s)
+        self.kill()
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _reap(self) -> None:
         status = self.child.reap()
         if status is None:
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cancel_timer()
         self._loop.remove_reader(self.child.pidfd)
         self.child.close()
         self._channel.close()
@@ -182,7 +204,6 @@ class Crew:
         self.settings, self.number, self.forks = settings, number, forks
         self.hands: dict[int, Hand] = {}
         """The living, by index."""
-        self.restarts = 0
         self._board, self._places, self._listeners = board, places, listeners
         self._slot_rows, self._on_ended = slot_rows, on_ended
         self._loop = asyncio.get_running_loop()
@@ -190,6 +211,7 @@ class Crew:
         self._timers: dict[int, asyncio.TimerHandle] = {}
         self._is_going = False
         self._is_starting = True
+        self._is_ended = False
         self._changed = asyncio.Event()
 
     @classmethod
@@ -230,6 +252,11 @@ class Crew:
         return {"number": self.number, "hands": hands, "forks": forks, "fds": [*fds, *forks["fds"]]}
 
     @property
+    def is_forking(self) -> bool:
+        """Is there a worker that waits for the answer to a request for a program?"""
+        return any(hand.is_forking for hand in self.hands.values())
+
+    @property
     def is_gone(self) -> bool:
         """Has the last worker ended, with none to come?"""
         return not self.hands and not self._timers
@@ -259,20 +286,17 @@ class Crew:
 
     def quiet(self) -> None:
         """Accept no more; every worker ends with its last tunnel."""
-        self._is_going = True
-        self._cancel_timers()
+        self._go()
         self.tell(Quiet())
 
     def leave(self, code: CloseCode, within_s: float) -> None:
         """End every tunnel with CLOSE `code`, and every worker with its last one."""
-        self._is_going = True
-        self._cancel_timers()
+        self._go()
         self.tell(Leave(code, within_s))
 
     def cut(self, code: CloseCode) -> None:
         """End every worker now."""
-        self._is_going = True
-        self._cancel_timers()
+        self._go()
         self.tell(Cut(code))
 
     def tell(self, message: Message) -> None:
@@ -296,20 +320,31 @@ class Crew:
 
     async def end(self) -> None:
         """SIGKILL for all that is left."""
-        self._is_going = True
-        self._cancel_timers()
+        self._go()
         for hand in self.hands.values():
             hand.kill()
         await self.gone()
 
-    def _launch(self, index: int) -> None:
+    def _go(self) -> None:
+        """Nobody is replaced any more."""
+        self._is_going = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        if not self.hands:  # those who were to be replaced were the last
+            self._loop.call_soon(self._note_gone)
+
+    def _launch(self, index: int) -> Hand:
         self._timers.pop(index, None)
         row = self._board.free_worker()
         if row is None:
             raise StartError(
                 "too many workers of earlier configurations still serve their tunnels; set reload-timeout, or wait"
             )
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise StartError(f"a worker cannot be started: {error.strerror}") from error
         with theirs:
             orders = Orders(
                 settings=self.settings,
@@ -324,11 +359,9 @@ class Crew:
                 child = _exec_worker(orders)
             except OSError as error:
                 ours.close()
-                raise StartError(
-                    f"a worker cannot be started: {sys.executable}: {error.strerror}; see that our user may run it"
-                ) from error
+                raise StartError(f"a worker cannot be started with {sys.executable}: {error.strerror}") from error
         self._board.worker(row)[WorkerColumn.STATE] = WorkerState.STARTING
-        self._hand(child, ours, index, row)
+        return self._hand(child, ours, index, row)
 
     def _hand(self, child: Child, channel_socket: socket.socket, index: int, row: int) -> Hand:
         hand = self.hands[index] = Hand(
@@ -351,7 +384,11 @@ class Crew:
         elif self._is_going and not status.clean:
             _log.error("worker %d (pid %d) %s while it was ending", hand.index, hand.child.pid, status)
         self._changed.set()
-        if self.is_gone and not self._is_starting:
+        self._note_gone()
+
+    def _note_gone(self) -> None:
+        if self.is_gone and not self._is_starting and not self._is_ended:
+            self._is_ended = True
             self._on_ended(self)
 
     def _replace(self, hand: Hand, status: ExitStatus) -> None:
@@ -363,7 +400,6 @@ class Crew:
             wait_s = max(self._waits_s[hand.index] * 2, limits.restart.first_wait_s)
             wait_s = min(wait_s, limits.master.max_restart_wait_s)
         self._waits_s[hand.index] = wait_s
-        self.restarts += 1
         _log.error(
             "worker %d (pid %d) %s after %.1f s, and its tunnels with it; replaced %s",
             hand.index,
@@ -376,16 +412,11 @@ class Crew:
 
     def _relaunch(self, before: Hand) -> None:
         try:
-            self._launch(before.index)
+            self._launch(before.index).kill_unless_ready(self.settings.limits.master.ready_timeout_s)
         except StartError as error:
             _log.error("%s", error)
             wait_s = self.settings.limits.master.max_restart_wait_s
             self._timers[before.index] = self._loop.call_later(wait_s, self._relaunch, before)
-
-    def _cancel_timers(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
 
 
 def _exec_worker(orders: Orders) -> Child:
