@@ -84,6 +84,8 @@ async def _changed(
             await client.close()
         status = await service.until(_is_tidy, "what is old is gone")
         out.tell(f"then {len(status['workers'])} workers and {len(status['pools'])} pools are left")
+        strangers = service.children() - _all_pids(status)
+        out.promise(not strangers, f"{len(strangers)} processes of which status knows nothing: {strangers}")
         out.promise(not service.zombies(), f"zombies: {service.zombies()}")
     out.promise(not service.complaints(), f"the log has {service.complaints()}")
     return out
@@ -93,6 +95,12 @@ def _is_tidy(status: dict[str, Any]) -> bool:
     """Nothing of an earlier configuration is there any more."""
     is_current = all(worker["generation"] == status["generation"] for worker in status["workers"])
     return is_current and not any(pool["is_retired"] for pool in status["pools"])
+
+
+def _all_pids(status: dict[str, Any]) -> set[int]:
+    """Every process but the master."""
+    slots = {slot["pid"] for pool in status["pools"] for slot in pool["slots"]}
+    return slots | {worker["pid"] for worker in status["workers"]}
 
 
 def _pids(status: dict[str, Any], name: str) -> set[int]:

@@ -101,18 +101,18 @@ class Client:
 
     def send(self, payload: bytes) -> None:
         """A text message."""
-        self._writer.write(_frame(TEXT, payload))
+        self._write(_frame(TEXT, payload))
 
     def begin(self, payload: bytes, sent: int) -> bytes:
         """The first `sent` bytes of a message; what of its frame is to follow."""
         frame = _frame(TEXT, payload)
         cut = len(frame) - len(payload) + sent
-        self._writer.write(frame[:cut])
+        self._write(frame[:cut])
         return frame[cut:]
 
     def go_on(self, rest: bytes) -> None:
         """More of a message that was begun."""
-        self._writer.write(rest)
+        self._write(rest)
 
     async def take(self, count: int) -> bytes:
         """`count` bytes of payload, in however many messages. raises Cut"""
@@ -146,19 +146,23 @@ class Client:
                 return End(bytes(got), code)
             if opcode == CLOSE:
                 code = int.from_bytes(payload[:2], "big") if payload else 1005
-                self._writer.write(_frame(CLOSE, payload))
+                self._write(_frame(CLOSE, payload))
             else:
                 got += payload
 
     async def close(self) -> None:
         """Say goodbye and wait for the end."""
-        self._writer.write(_frame(CLOSE, (1000).to_bytes(2, "big")))
+        self._write(_frame(CLOSE, (1000).to_bytes(2, "big")))
         while (await self._message())[0] is not None:
             pass
         self.abort()
 
     def abort(self) -> None:
         self._writer.close()
+
+    def _write(self, data: bytes) -> None:
+        if not self._writer.is_closing():  # the end is told by what is read
+            self._writer.write(data)
 
     async def _message(self) -> tuple[int | None, bytes]:
         """The next data frame or CLOSE; None: the end."""
@@ -170,7 +174,7 @@ class Client:
                 payload = await self._reader.readexactly(length)
                 opcode = first & 0xF
                 if opcode == PING:
-                    self._writer.write(_frame(PONG, payload))
+                    self._write(_frame(PONG, payload))
                 elif opcode != PONG:
                     return opcode, payload
         except (OSError, EOFError):
