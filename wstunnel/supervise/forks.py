@@ -7,6 +7,7 @@ import contextlib
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Mapping
@@ -46,7 +47,17 @@ class ForkProgram:
 class _Kind:
     """The processes of one program."""
 
-    __slots__ = ("failed", "forks", "found", "is_full_logged", "is_stubborn_logged", "program", "started", "trouble")
+    __slots__ = (
+        "failed",
+        "forks",
+        "found",
+        "is_full_logged",
+        "is_stubborn_logged",
+        "program",
+        "short_logged_s",
+        "started",
+        "trouble",
+    )
 
     def __init__(self, program: ForkProgram, found: Program) -> None:
         self.program, self.found = program, found
@@ -55,6 +66,7 @@ class _Kind:
         self.trouble: str | None = None
         """Why it could not be started when that was last tried."""
         self.is_full_logged = self.is_stubborn_logged = False
+        self.short_logged_s: float | None = None
 
 
 class Forks:
@@ -64,11 +76,13 @@ class Forks:
             kill_timeout_s  from the kill signal to SIGKILL
     raises  StartError when a program is not there or may not be executed
     bound   a process costs two descriptors here: one to see its death, one to read its stderr. A pipe per program would
-            save the second, but could not tell whose line it is, and would mix halves of lines
+            save the second, but could not tell whose line it is, and would mix halves of lines. `reserved_fds` of them
+            are left to others
     """
 
     def __init__(self, programs: Mapping[int, ForkProgram], limits: Limits, *, kill_timeout_s: float) -> None:
         self.limits = limits.spawn
+        self._reserved_fds, self._log_every_s = limits.accept.reserved_fds, limits.accept.log_every_s
         self.kill_timeout_s = kill_timeout_s
         self.loop = asyncio.get_running_loop()
         self._kinds = {index: _Kind(program, _checked(program)) for index, program in programs.items()}
@@ -111,7 +125,9 @@ class Forks:
             kind.failed += 1
             cause = error.__cause__
             is_short = isinstance(cause, OSError) and cause.errno in _NO_ROOM
-            if str(error) != kind.trouble:
+            if is_short:
+                self._note_short(kind, error)
+            elif str(error) != kind.trouble:
                 kind.trouble = str(error)
                 _log.error("%s; tunnels are refused meanwhile", error)
             raise BackendError(str(error), status=503 if is_short else 502) from error
@@ -125,7 +141,7 @@ class Forks:
         # Programs get the client's bytes, whatever encoding our own locale has.
         given = {name: os.fsdecode(value.encode("utf-8", "surrogateescape")) for name, value in environment.items()}
         try:
-            read_fd, write_fd = os.pipe()
+            read_fd, write_fd = self._pipe()
         except OSError as error:
             raise StartError(f"stdio {kind.found.path}: no pipe for its log: {error.strerror}") from error
         try:
@@ -143,6 +159,17 @@ class Forks:
             os.close(write_fd)
         return Fork(self, kind, child.pid, child, read_fd)
 
+    def _pipe(self) -> tuple[int, int]:
+        """A pipe that is not made of the last descriptors: whoever starts programs needs some for other things too, a
+        new worker or whoever asks for the state of it all."""
+        read_fd, write_fd = os.pipe()
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if write_fd >= soft - self._reserved_fds and soft != resource.RLIM_INFINITY:  # the kernel gives the lowest free
+            os.close(read_fd)
+            os.close(write_fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return read_fd, write_fd
+
     def _note_full(self, kind: _Kind) -> None:
         if not kind.is_full_logged:
             kind.is_full_logged = True
@@ -150,6 +177,17 @@ class Forks:
                 "%s: max-forks = %d reached, further tunnels are refused; raise max-forks if this is usual load",
                 kind.program.name,
                 kind.program.max_forks,
+            )
+
+    def _note_short(self, kind: _Kind, error: StartError) -> None:
+        now_s = self.loop.time()
+        if kind.short_logged_s is None or now_s - kind.short_logged_s >= self._log_every_s:
+            kind.short_logged_s = now_s
+            _log.error(
+                "%s; %d run and are unharmed, further tunnels are refused; raise the limit (ulimit -n and -u, "
+                "LimitNOFILE, TasksMax) or lower max-forks",
+                error,
+                len(kind.forks),
             )
 
     def gone(self, kind: _Kind, fork: Fork) -> None:

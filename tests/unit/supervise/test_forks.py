@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import socket
 import time
@@ -580,19 +581,61 @@ def test_a_program_that_goes_away_is_said_once_and_when_it_comes_again(run: Run,
     ]
 
 
-def test_without_a_descriptor_for_its_log_nothing_is_started(run: Run, monkeypatch):
+def test_without_a_descriptor_for_its_log_nothing_is_started_and_that_is_not_said_each_time(
+    run: Run, monkeypatch, caplog
+):
+    """At the limit one succeeds now and then."""
+
     async def main() -> None:
         def fail() -> None:
             raise OSError(24, "Too many open files")
 
-        async with forks_of(CAT) as forks:
+        async with forks_of(CAT) as forks, forked(forks):
+            for now_s, said in ((5.0, 1), (14.0, 1), (16.0, 2)):
+                with monkeypatch.context() as patch:
+                    patch.setattr(os, "pipe", fail)
+                    patch.setattr(forks, "loop", Clock(now_s))
+                    error = await refused(forks)
+                assert error.status == 503
+                assert re.fullmatch(r"stdio /.*/cat: no pipe for its log: Too many open files", str(error))
+                async with forked(forks):
+                    assert len(levels(caplog)) == said
+
+    caplog.set_level(logging.INFO, "wstunnel.supervise")
+    run(main())
+
+    level, text = levels(caplog)[0]
+    assert level == "ERROR"
+    assert "; 1 run and are unharmed, further tunnels are refused; raise the limit" in text
+
+
+def test_the_last_descriptors_are_left_to_others(run: Run, monkeypatch):
+    """To a new worker, or to whoever asks for the state of it all."""
+
+    async def main() -> None:
+        async with forks_of(CAT) as forks, forked(forks):
+            before = open_descriptors()
             with monkeypatch.context() as patch:
-                patch.setattr(os, "pipe", fail)
-                error = await refused(forks)
-            assert error.status == 503
-            assert re.fullmatch(r"stdio /.*/cat: no pipe for its log: Too many open files", str(error))
+                patch.setattr(resource, "getrlimit", lambda what: (64 + 3, 4096))
+                assert "no pipe for its log: Too many open files" in str(await refused(forks))
+            assert open_descriptors() == before
+            for soft in (4096, resource.RLIM_INFINITY):
+                with monkeypatch.context() as patch:
+                    patch.setattr(resource, "getrlimit", lambda what, soft=soft: (soft, 4096))
+                    async with forked(forks):
+                        pass
 
     run(main())
+
+
+class Clock:
+    """A loop that knows the time, and nothing else."""
+
+    def __init__(self, now_s: float) -> None:
+        self.now_s = now_s
+
+    def time(self) -> float:
+        return self.now_s
 
 
 def test_without_a_descriptor_to_watch_it_nothing_is_left_running(run: Run, monkeypatch):
