@@ -1,0 +1,805 @@
+/* The load: clients of one server, in closed loops, that cost less than any server does.
+ *
+ *     client --mode MODE --to ADDRESS [--connections N] [--size BYTES] [--in-flight N] [--seconds S] [--warm-up S]
+ *            [--raw] [--check] [--path P] [--greedy N] [--greedy-size BYTES] [--counters FILE]
+ *
+ * echo      every connection keeps IN-FLIGHT messages under way; a message is done when as many bytes came back
+ * upload    every connection sends as fast as it is taken
+ * download  every connection reads what a pouring backend says
+ * churn     every connection is made, upgraded, echoes one message, is closed with the close handshake, and again
+ * hold      connections are made and kept, and nothing is said
+ * deaf      connections are made, and nothing is read
+ * flood     connections are made, and sent to as fast as it is taken
+ *
+ * --raw     no WebSocket: what is sent is the stream of common.h, cut into pieces that are as long as the frames would be
+ * --check   what comes back is compared with what it must be; costs time, so not for measuring
+ * --greedy  as many connections more, with messages of --greedy-size, whose messages and latencies are not counted
+ *
+ * Says "connected" when every connection is, then waits for a line on standard input: "go PID ..." with the processes of
+ * the server (then "/", then those of the backend) starts the measurement; hold, deaf and flood last until standard
+ * input ends. The result is one line of JSON. Frames are binary and masked; those that are not checked
+ * are made once, since the same bytes may be sent for ever.
+ */
+#include "common.h"
+
+#include <getopt.h>
+
+#define READ_BYTES (256 * 1024)
+#define BATCH_BYTES (128 * 1024) /* that an upload sends at a time, at least */
+#define RAMP 64                  /* connections that are being made at once */
+#define CONNECT_WITHIN_S 120
+#define STALL_S 30 /* without any progress at all means that something hangs */
+#define HEAD_BYTES 4096
+#define MAX_PIDS 4096
+#define ADDRESSES 8 /* of 127.0.0.0/8 that connections come from, since a port stays taken for a while */
+
+enum mode { ECHO, UPLOAD, DOWNLOAD, CHURN, HOLD, DEAF, FLOOD };
+static const char *const modes[] = {"echo", "upload", "download", "churn", "hold", "deaf", "flood"};
+
+enum state { NEW, CONNECTING, SHAKING, OPEN, CLOSING, OVER };
+
+struct kind { /* of messages: what a connection says */
+    size_t size, frame_bytes;
+    unsigned in_flight;
+    bool is_counted;
+    uint8_t *batch; /* owned; the same frame over and over, one more than is ever due */
+    size_t batch_bytes;
+};
+
+struct conn {
+    int fd;
+    enum state state;
+    bool waits; /* for its next turn */
+    struct kind *kind;
+    uint64_t begun_ns;
+
+    uint8_t *http; /* owned; the answer to the upgrade, until it is whole */
+    size_t http_bytes;
+
+    uint8_t head[10]; /* of the frame that is being read */
+    uint8_t head_bytes, opcode;
+    uint64_t payload_left;
+    uint8_t control[125];
+    uint8_t control_bytes;
+
+    uint64_t due_bytes;   /* yet to be sent, of */
+    size_t batch_at;      /* the batch, from here on; or, if checked, of */
+    uint8_t *own;         /* owned */
+    size_t own_at, own_capacity;
+
+    uint64_t phase, said, heard; /* of the checked stream; bytes of payload */
+    size_t heard_of_message;
+    uint64_t *sent_at_ns; /* owned; a ring, one for each message in flight */
+    unsigned oldest;
+
+    struct conn *next;
+};
+
+/* Latencies with 1.6 % of error: 64 buckets for every power of two of nanoseconds. */
+#define BUCKETS (128 + 57 * 64)
+static uint64_t buckets[BUCKETS], latency_max, latencies;
+
+static enum mode mode;
+static bool is_raw, checks;
+static struct address server;
+static const char *path = "/";
+static double seconds = 1, warm_up = 0.2;
+static struct kind plain = {.size = 64, .in_flight = 1, .is_counted = true}, greedy = {.size = 1 << 20, .in_flight = 1};
+static size_t connections = 1, greedy_connections, all;
+static struct conn *conns, *waiting;
+static int epoll;
+static bool is_going, is_counting;
+static uint64_t messages, payload_bytes, greedy_bytes, lost, progress, attempts;
+static size_t open_now, opening;
+static uint8_t buffer[READ_BYTES];
+static char request[1024];
+static size_t request_bytes;
+static const uint8_t key[4] = {0x37, 0xfa, 0x21, 0x3d};
+static char first_loss[256];
+static struct counters *counters;
+
+/* ---- latencies ---- */
+
+static void record(uint64_t ns)
+{
+    size_t i = (size_t)ns;
+    if (ns >= 128) {
+        unsigned e = 63u - (unsigned)__builtin_clzll(ns);
+        i = 128 + (size_t)(e - 7) * 64 + ((ns >> (e - 6)) & 63);
+    }
+    buckets[i]++;
+    latencies++;
+    if (ns > latency_max)
+        latency_max = ns;
+}
+
+static uint64_t at_most(size_t bucket)
+{
+    if (bucket < 128)
+        return bucket;
+    unsigned e = (unsigned)(bucket - 128) / 64 + 7;
+    return ((64 + ((bucket - 128) & 63) + 1) << (e - 6)) - 1;
+}
+
+static double percentile_us(double share)
+{
+    uint64_t rank = (uint64_t)(share * (double)latencies), seen = 0;
+    for (size_t i = 0; i < BUCKETS; i++)
+        if ((seen += buckets[i]) > rank)
+            return (double)(at_most(i) < latency_max ? at_most(i) : latency_max) / 1e3;
+    return (double)latency_max / 1e3;
+}
+
+/* ---- frames ---- */
+
+static size_t write_head(uint8_t *to, uint8_t opcode, uint64_t n)
+{
+    size_t at = 2;
+    to[0] = 0x80 | opcode;
+    if (n < 126) {
+        to[1] = (uint8_t)(0x80 | n);
+    } else {
+        size_t width = n < 65536 ? 2 : 8;
+        to[1] = 0x80 | (width == 2 ? 126 : 127);
+        for (size_t i = 0; i < width; i++)
+            to[at++] = (uint8_t)(n >> (8 * (width - 1 - i)));
+    }
+    memcpy(to + at, key, 4);
+    return at + 4;
+}
+
+static size_t write_message(uint8_t *to, const struct kind *kind, uint64_t offset)
+{
+    if (is_raw) {
+        pattern_copy(to, kind->frame_bytes, offset);
+        return kind->frame_bytes;
+    }
+    size_t head = write_head(to, 2, kind->size);
+    pattern_copy(to + head, kind->size, offset);
+    for (size_t i = 0; i < kind->size; i++)
+        to[head + i] ^= key[i & 3];
+    return head + kind->size;
+}
+
+static void prepare(struct kind *kind, bool streams)
+{
+    uint8_t head[14];
+    kind->frame_bytes = write_head(head, 2, kind->size) + kind->size;
+    if (is_raw)
+        kind->size = kind->frame_bytes; /* the floor moves as many bytes as there are on the wire */
+    size_t frames = streams ? BATCH_BYTES / kind->frame_bytes + 1 : kind->in_flight;
+    kind->batch_bytes = (frames + 1) * kind->frame_bytes;
+    kind->batch = must_have(malloc(kind->batch_bytes));
+    for (size_t i = 0; i <= frames; i++)
+        write_message(kind->batch + i * kind->frame_bytes, kind, 0);
+}
+
+/* ---- one connection ---- */
+
+static void open_again(struct conn *c);
+
+static void forget(struct conn *c)
+{
+    if (c->fd >= 0)
+        close(c->fd);
+    c->fd = -1;
+    if (c->state == OPEN || c->state == CLOSING)
+        open_now--;
+    else if (c->state == CONNECTING || c->state == SHAKING)
+        opening--;
+    c->state = OVER;
+    free(c->http);
+    c->http = NULL;
+}
+
+__attribute__((format(printf, 2, 3))) static void lose(struct conn *c, const char *format, ...)
+{
+    lost++;
+    if (first_loss[0] == 0) {
+        va_list said;
+        va_start(said, format);
+        vsnprintf(first_loss, sizeof first_loss, format, said);
+        va_end(said);
+        for (char *p = first_loss; *p; p++)
+            if (*p < ' ' || *p == '"' || *p == '\\' || *p > '~')
+                *p = '.';
+    }
+    forget(c);
+}
+
+static void wait_for_turn(struct conn *c)
+{
+    if (!c->waits) {
+        c->waits = true;
+        c->next = waiting;
+        waiting = c;
+    }
+}
+
+/* Makes one more message due; checked ones are written where the connection keeps its own. */
+static void say(struct conn *c)
+{
+    struct kind *kind = c->kind;
+    if (!checks) {
+        c->due_bytes += kind->frame_bytes;
+        return;
+    }
+    if (c->own_at + c->due_bytes + kind->frame_bytes > c->own_capacity) {
+        memmove(c->own, c->own + c->own_at, c->due_bytes);
+        c->own_at = 0;
+        if (c->due_bytes + kind->frame_bytes > c->own_capacity) {
+            c->own_capacity = c->due_bytes + kind->frame_bytes * 2;
+            c->own = must_have(realloc(c->own, c->own_capacity));
+        }
+    }
+    c->due_bytes += write_message(c->own + c->own_at + c->due_bytes, kind, c->phase + c->said);
+    c->said += kind->size;
+}
+
+static void flush(struct conn *c)
+{
+    bool streams = mode == UPLOAD || mode == FLOOD;
+    struct kind *kind = c->kind;
+    for (size_t turn = 0;;) {
+        if (streams && c->state == OPEN && c->due_bytes < BATCH_BYTES)
+            do
+                say(c);
+            while (c->due_bytes < BATCH_BYTES);
+        if (c->due_bytes == 0)
+            return;
+        const uint8_t *from = checks ? c->own + c->own_at : kind->batch + c->batch_at;
+        size_t most = checks ? c->due_bytes : kind->batch_bytes - c->batch_at;
+        size_t asked = c->due_bytes < most ? c->due_bytes : most;
+        ssize_t n = send(c->fd, from, asked, MSG_NOSIGNAL);
+        if (n < 0) {
+            if (errno != EAGAIN)
+                lose(c, "sending: %s", strerror(errno));
+            return;
+        }
+        c->due_bytes -= (size_t)n;
+        if (checks)
+            c->own_at += (size_t)n;
+        else
+            c->batch_at = (c->batch_at + (size_t)n) % kind->frame_bytes;
+        progress += (size_t)n;
+        if (streams && is_counting)
+            payload_bytes += (size_t)n;
+        if ((size_t)n < asked)
+            return; /* full: there will be an edge */
+        if ((turn += (size_t)n) >= TURN_BYTES) {
+            wait_for_turn(c);
+            return;
+        }
+    }
+}
+
+static void begin_messages(struct conn *c)
+{
+    uint64_t now = now_ns();
+    for (unsigned i = 0; i < c->kind->in_flight; i++) {
+        say(c);
+        c->sent_at_ns[i] = now;
+    }
+    c->oldest = 0;
+    flush(c);
+}
+
+static void say_control(struct conn *c, uint8_t opcode, const uint8_t *payload, size_t n)
+{
+    uint8_t frame[2 + 4 + 125];
+    if (c->due_bytes != 0)
+        return; /* in the middle of a message: the traffic itself shows that we live */
+    size_t head = write_head(frame, opcode, n);
+    for (size_t i = 0; i < n; i++)
+        frame[head + i] = payload[i] ^ key[i & 3];
+    if (send(c->fd, frame, head + n, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
+        lose(c, "sending: %s", strerror(errno));
+}
+
+static void leave(struct conn *c)
+{
+    c->state = CLOSING;
+    if (is_raw)
+        shutdown(c->fd, SHUT_WR);
+    else
+        say_control(c, 8, (const uint8_t[]){0x03, 0xe8}, 2);
+}
+
+static void left(struct conn *c)
+{
+    forget(c);
+    progress++;
+    if (is_counting) {
+        messages++;
+        record(now_ns() - c->begun_ns);
+    }
+    if (is_going)
+        open_again(c);
+}
+
+/* Payload in the order of the stream. */
+static void hear(struct conn *c, const uint8_t *p, size_t n)
+{
+    struct kind *kind = c->kind;
+    if (checks && !pattern_same(p, n, c->phase + c->heard)) {
+        lose(c, "content differs within %zu bytes from byte %llu on", n, (unsigned long long)c->heard);
+        return;
+    }
+    c->heard += n;
+    progress += n;
+    if (is_counting)
+        *(kind->is_counted ? &payload_bytes : &greedy_bytes) += n;
+    if (mode != ECHO && mode != CHURN)
+        return;
+    c->heard_of_message += n;
+    if (c->heard_of_message < kind->size)
+        return;
+    if (mode == CHURN) {
+        if (c->state == OPEN)
+            leave(c);
+        return;
+    }
+    uint64_t now = now_ns();
+    while (c->heard_of_message >= kind->size) {
+        c->heard_of_message -= kind->size;
+        if (is_counting && kind->is_counted) {
+            messages++;
+            record(now - c->sent_at_ns[c->oldest]);
+        }
+        say(c);
+        c->sent_at_ns[c->oldest] = now;
+        c->oldest = c->oldest + 1 == kind->in_flight ? 0 : c->oldest + 1;
+    }
+}
+
+static void hear_control(struct conn *c)
+{
+    if (c->opcode == 9) {
+        say_control(c, 10, c->control, c->control_bytes);
+    } else if (c->opcode == 8) {
+        unsigned code = c->control_bytes >= 2 ? (unsigned)c->control[0] << 8 | c->control[1] : 1005;
+        if (c->state == CLOSING)
+            left(c);
+        else
+            lose(c, "closed with %u after %llu bytes", code, (unsigned long long)c->heard);
+    }
+}
+
+/* Frames, cut anywhere. Whatever is sent in answer goes out in one piece afterwards. */
+static void hear_frames(struct conn *c, const uint8_t *p, size_t n)
+{
+    uint64_t life = c->begun_ns;
+    while (n > 0) {
+        if (c->payload_left == 0) {
+            size_t whole = 2;
+            do {
+                c->head[c->head_bytes++] = *p++;
+                n--;
+                if (c->head_bytes >= 2)
+                    whole = (c->head[1] & 127) == 127 ? 10 : (c->head[1] & 127) == 126 ? 4 : 2;
+            } while (n > 0 && c->head_bytes < whole);
+            if (c->head_bytes < whole)
+                return;
+            c->head_bytes = 0;
+            c->opcode = c->head[0] & 15;
+            c->payload_left = c->head[1];
+            if (whole > 2)
+                c->payload_left = 0;
+            for (size_t i = 2; i < whole; i++)
+                c->payload_left = c->payload_left << 8 | c->head[i];
+            if (c->head[1] & 128 || c->head[0] & 0x70 || (c->opcode >= 8 && c->payload_left > 125)) {
+                lose(c, "not a frame of a server: %02x %02x", c->head[0], c->head[1]);
+                return;
+            }
+            c->control_bytes = 0;
+            if (c->opcode >= 8 && c->payload_left == 0)
+                hear_control(c);
+        }
+        size_t part = n < c->payload_left ? n : (size_t)c->payload_left;
+        c->payload_left -= part;
+        if (part > 0 && c->opcode >= 8) {
+            memcpy(c->control + c->control_bytes, p, part);
+            c->control_bytes = (uint8_t)(c->control_bytes + part);
+            if (c->payload_left == 0)
+                hear_control(c);
+        } else if (part > 0) {
+            hear(c, p, part);
+        }
+        if (c->state == OVER || c->begun_ns != life)
+            return; /* ended, or ended and begun anew */
+        p += part, n -= part;
+    }
+}
+
+static void listen_to(struct conn *c, const uint8_t *p, size_t n)
+{
+    if (!is_raw)
+        hear_frames(c, p, n);
+    else
+        hear(c, p, n);
+}
+
+static void opened(struct conn *c)
+{
+    c->state = OPEN;
+    opening--;
+    open_now++;
+    progress++;
+    if (mode == CHURN)
+        begin_messages(c);
+    else if (mode == FLOOD)
+        flush(c);
+}
+
+static void hear_http(struct conn *c, const uint8_t *p, size_t n)
+{
+    size_t before = c->http_bytes, taken = n < HEAD_BYTES - before ? n : HEAD_BYTES - before;
+    if (c->http == NULL)
+        c->http = must_have(malloc(HEAD_BYTES + 1));
+    memcpy(c->http + before, p, taken);
+    c->http_bytes += taken;
+    c->http[c->http_bytes] = 0;
+    char *end = memmem(c->http, c->http_bytes, "\r\n\r\n", 4);
+    if (end == NULL) {
+        if (c->http_bytes == HEAD_BYTES)
+            lose(c, "an answer without an end");
+        return;
+    }
+    if (c->http_bytes < 12 || memcmp(c->http, "HTTP/1.1 101", 12) != 0) {
+        lose(c, "answered with %.40s", (char *)c->http);
+        return;
+    }
+    size_t used = (size_t)(end + 4 - (char *)c->http) - before;
+    free(c->http);
+    c->http = NULL;
+    opened(c);
+    if (used < n && c->state != OVER)
+        hear_frames(c, p + used, n - used);
+}
+
+static void receive(struct conn *c)
+{
+    uint64_t life = c->begun_ns;
+    for (size_t turn = 0; turn < TURN_BYTES;) {
+        ssize_t n = recv(c->fd, buffer, READ_BYTES, 0);
+        if (n < 0 && errno == EAGAIN)
+            return;
+        if (n <= 0) {
+            if (c->state == CLOSING && n == 0)
+                left(c);
+            else
+                lose(c, "ended after %llu bytes: %s", (unsigned long long)c->heard, n ? strerror(errno) : "end of file");
+            return;
+        }
+        if (c->state == SHAKING)
+            hear_http(c, buffer, (size_t)n);
+        else
+            listen_to(c, buffer, (size_t)n);
+        if (c->state == OVER || c->begun_ns != life)
+            return;
+        if (c->due_bytes > 0 && mode == ECHO)
+            flush(c);
+        if (c->state == OVER || n < READ_BYTES)
+            return;
+        turn += (size_t)n;
+    }
+    wait_for_turn(c);
+}
+
+static void shake(struct conn *c)
+{
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error) {
+        lose(c, "connecting: %s", strerror(error));
+        return;
+    }
+    c->state = SHAKING;
+    if (is_raw)
+        opened(c);
+    else if (send(c->fd, request, request_bytes, MSG_NOSIGNAL) != (ssize_t)request_bytes)
+        lose(c, "sending the request: %s", strerror(errno));
+}
+
+static void open_again(struct conn *c)
+{
+    uint64_t *ring = c->sent_at_ns;
+    uint8_t *own = c->own;
+    size_t capacity = c->own_capacity;
+    bool waits = c->waits;
+    struct conn *next = c->next;
+    struct kind *kind = c->kind;
+    uint64_t now = now_ns();
+    memset(c, 0, sizeof *c);
+    c->sent_at_ns = ring, c->own = own, c->own_capacity = capacity, c->waits = waits, c->next = next, c->kind = kind;
+    c->begun_ns = now;
+    c->state = CONNECTING;
+    opening++;
+    attempts++;
+    c->phase = mode == ECHO || mode == CHURN ? attempts * 7919 : 0;
+    c->fd = socket(server.at.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (c->fd < 0)
+        die("socket: %s", strerror(errno));
+    if (server.at.any.sa_family == AF_INET) {
+        struct sockaddr_in from = {.sin_family = AF_INET};
+        int on = 1;
+        no_delay(c->fd);
+        setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+        from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (uint32_t)(attempts % ADDRESSES));
+        if (bind(c->fd, (struct sockaddr *)&from, sizeof from) != 0)
+            die("bind: %s", strerror(errno));
+    }
+    bool is_there = connect(c->fd, &server.at.any, server.length) == 0;
+    if (!is_there && errno != EINPROGRESS) {
+        lose(c, "connecting: %s", strerror(errno));
+        return;
+    }
+    watch(epoll, c->fd, EPOLLIN | EPOLLOUT | EPOLLET, c, EPOLL_CTL_ADD);
+    if (is_there)
+        shake(c);
+}
+
+static void serve(struct conn *c, uint32_t events)
+{
+    if (c->state == CONNECTING && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+        shake(c);
+    if (c->state == OPEN && mode == DEAF) {
+        if (events & (EPOLLHUP | EPOLLERR))
+            lose(c, "ended while nothing was read");
+        return;
+    }
+    if (c->state >= OPEN && c->state != OVER && events & EPOLLOUT && is_going)
+        flush(c);
+    if (c->state >= SHAKING && c->state != OVER && events & (EPOLLIN | EPOLLHUP | EPOLLERR))
+        receive(c);
+}
+
+static void turn(int timeout_ms)
+{
+    struct epoll_event events[EVENTS];
+    int n = epoll_wait(epoll, events, EVENTS, waiting ? 0 : timeout_ms);
+    struct conn *turns = waiting;
+    waiting = NULL;
+    while (turns) {
+        struct conn *c = turns;
+        turns = c->next;
+        c->waits = false;
+        if (c->state == OPEN || c->state == CLOSING)
+            serve(c, EPOLLIN | EPOLLOUT);
+    }
+    for (int i = 0; i < n; i++)
+        if (events[i].data.ptr != NULL)
+            serve(events[i].data.ptr, events[i].events);
+}
+
+/* ---- the whole ---- */
+
+struct processes {
+    pid_t pids[MAX_PIDS];
+    uint64_t last_ns[MAX_PIDS];
+    size_t n;
+};
+static struct processes servers, backends;
+
+/* What their children that ended took; the kernel gives it in ticks. */
+static uint64_t reaped_ns(pid_t pid)
+{
+    char name[64], text[1024];
+    snprintf(name, sizeof name, "/proc/%d/stat", (int)pid);
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    if (n <= 0)
+        return 0;
+    text[n] = 0;
+    long user = 0, system = 0;
+    char *after = strrchr(text, ')');
+    if (after == NULL || sscanf(after + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %ld %ld", &user, &system) != 2)
+        return 0;
+    return (uint64_t)(user + system) * 1000000000u / (uint64_t)sysconf(_SC_CLK_TCK);
+}
+
+/* All threads of all processes, the ended ones included: the kernel's own clock of each process. */
+static uint64_t cpu_ns(struct processes *who)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < who->n; i++) {
+        clockid_t clock;
+        struct timespec t;
+        if (clock_getcpuclockid(who->pids[i], &clock) == 0 && clock_gettime(clock, &t) == 0)
+            who->last_ns[i] = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec + reaped_ns(who->pids[i]);
+        sum += who->last_ns[i];
+    }
+    return sum;
+}
+
+static void wait_for_go(void)
+{
+    char line[65536], *at = line, *word;
+    struct processes *who = &servers;
+    if (fgets(line, sizeof line, stdin) == NULL)
+        exit(0);
+    if (strncmp(line, "go", 2) != 0)
+        die("said %s instead of go", line);
+    strtok_r(line, " \n", &at);
+    while ((word = strtok_r(NULL, " \n", &at)) != NULL) {
+        if (strcmp(word, "/") == 0)
+            who = &backends;
+        else if (who->n < MAX_PIDS)
+            who->pids[who->n++] = atoi(word);
+    }
+}
+
+static void look_at_progress(void)
+{
+    static uint64_t seen, seen_ns;
+    uint64_t now = now_ns();
+    if (progress != seen || seen_ns == 0)
+        seen = progress, seen_ns = now;
+    else if (now - seen_ns > STALL_S * 1000000000ull)
+        snprintf(first_loss, sizeof first_loss, "nothing moved for %d s", STALL_S), lost++;
+}
+
+static void run_for(double s)
+{
+    uint64_t until = now_ns() + (uint64_t)(s * 1e9), now;
+    while (lost == 0 && (now = now_ns()) < until) {
+        turn((int)((until - now) / 1000000) + 1);
+        look_at_progress();
+    }
+}
+
+static void connect_all(void)
+{
+    uint64_t until = now_ns() + CONNECT_WITHIN_S * 1000000000ull;
+    for (size_t made = 0; open_now < all && lost == 0;) {
+        while (made < all && opening < RAMP && lost == 0)
+            open_again(&conns[made++]);
+        if (open_now < all)
+            turn(1000);
+        if (now_ns() > until)
+            snprintf(first_loss, sizeof first_loss, "%zu of %zu connected within %d s", open_now, all, CONNECT_WITHIN_S), lost++;
+    }
+}
+
+static void report(uint64_t wall_ns, uint64_t server_ns, uint64_t client_ns, uint64_t backend_ns, uint64_t sunk_bytes)
+{
+    printf("{\"messages\": %llu, \"payload_bytes\": %llu, \"greedy_bytes\": %llu, \"sunk_bytes\": %llu, \"wall_ns\": %llu, "
+           "\"server_cpu_ns\": %llu, \"client_cpu_ns\": %llu, \"backend_cpu_ns\": %llu, \"open\": %zu, \"lost\": %llu, "
+           "\"first_loss\": \"%s\"",
+           (unsigned long long)messages, (unsigned long long)payload_bytes, (unsigned long long)greedy_bytes,
+           (unsigned long long)sunk_bytes, (unsigned long long)wall_ns, (unsigned long long)server_ns,
+           (unsigned long long)client_ns, (unsigned long long)backend_ns, open_now, (unsigned long long)lost, first_loss);
+    if (latencies)
+        printf(", \"latency_us\": {\"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p99.9\": %.3f, \"max\": %.3f}",
+               percentile_us(.5), percentile_us(.9), percentile_us(.99), percentile_us(.999), (double)latency_max / 1e3);
+    puts("}");
+    fflush(stdout);
+}
+
+static void measure(void)
+{
+    struct processes self = {.pids = {getpid()}, .n = 1};
+    is_going = true;
+    for (size_t i = 0; i < all; i++) {
+        if (mode == ECHO)
+            begin_messages(&conns[i]);
+        else if (mode == CHURN)
+            open_again(&conns[i]);
+        else if (mode == UPLOAD)
+            flush(&conns[i]);
+        else
+            wait_for_turn(&conns[i]); /* what was said before go is still there to be read */
+    }
+    run_for(warm_up);
+    uint64_t sunk = counters ? counted(&counters->received_bytes) : 0;
+    uint64_t wall = now_ns(), servers_ns = cpu_ns(&servers), backends_ns = cpu_ns(&backends), self_ns = cpu_ns(&self);
+    is_counting = true;
+    run_for(seconds);
+    is_counting = false;
+    servers_ns = cpu_ns(&servers) - servers_ns, wall = now_ns() - wall, sunk = counters ? counted(&counters->received_bytes) - sunk : 0;
+    report(wall, servers_ns, cpu_ns(&self) - self_ns, cpu_ns(&backends) - backends_ns, sunk);
+}
+
+static void keep(void)
+{
+    static struct epoll_event until_input_ends = {.events = EPOLLIN};
+    is_going = true;
+    for (size_t i = 0; i < all; i++)
+        wait_for_turn(&conns[i]); /* edges that came while the others were being connected */
+    epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &until_input_ends);
+    for (;;) {
+        char byte;
+        turn(100);
+        struct timespec none = {0};
+        fd_set input;
+        FD_ZERO(&input);
+        FD_SET(STDIN_FILENO, &input);
+        if (pselect(STDIN_FILENO + 1, &input, NULL, NULL, &none, NULL) > 0 && read(STDIN_FILENO, &byte, 1) <= 0)
+            break;
+    }
+    report(0, 0, 0, 0, 0);
+}
+
+static double number(const char *text, const char *what)
+{
+    char *end;
+    double n = strtod(text, &end);
+    if (end == text || *end != 0 || n < 0)
+        die("--%s %s: take a number", what, text);
+    return n;
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        {"mode", 1, 0, 'm'},     {"to", 1, 0, 't'},      {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
+        {"in-flight", 1, 0, 'f'}, {"seconds", 1, 0, 'd'}, {"warm-up", 1, 0, 'w'},     {"raw", 0, 0, 'r'},
+        {"check", 0, 0, 'k'},    {"path", 1, 0, 'p'},    {"greedy", 1, 0, 'g'},      {"greedy-size", 1, 0, 'G'},
+        {"counters", 1, 0, 'n'}, {0}};
+    int option, which, found = -1;
+    while ((option = getopt_long(argc, argv, "", options, &which)) != -1) {
+        const char *name = option == '?' ? "" : options[which].name;
+        switch (option) {
+        case 'm':
+            for (int i = 0; i < 7; i++)
+                if (strcmp(optarg, modes[i]) == 0)
+                    found = i;
+            break;
+        case 't': server = address_of(optarg); break;
+        case 'c': connections = (size_t)number(optarg, name); break;
+        case 's': plain.size = (size_t)number(optarg, name); break;
+        case 'f': plain.in_flight = (unsigned)number(optarg, name); break;
+        case 'd': seconds = number(optarg, name); break;
+        case 'w': warm_up = number(optarg, name); break;
+        case 'r': is_raw = true; break;
+        case 'k': checks = true; break;
+        case 'p': path = optarg; break;
+        case 'g': greedy_connections = (size_t)number(optarg, name); break;
+        case 'G': greedy.size = (size_t)number(optarg, name); break;
+        case 'n': counters = map_counters(optarg); break;
+        default: return 2;
+        }
+    }
+    if (found < 0 || server.length == 0 || plain.size == 0 || plain.in_flight == 0 || optind != argc)
+        die("usage: client --mode echo|upload|download|churn|hold|deaf|flood --to PORT|unix:PATH ...");
+    mode = (enum mode)found;
+    signal(SIGPIPE, SIG_IGN);
+    as_many_descriptors_as_allowed();
+    make_pattern();
+    if (mode == CHURN)
+        plain.in_flight = 1;
+    prepare(&plain, mode == UPLOAD || mode == FLOOD);
+    prepare(&greedy, false);
+    int n = snprintf(request, sizeof request,
+                     "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", path);
+    if (n < 0 || (size_t)n >= sizeof request)
+        die("--path is too long");
+    request_bytes = (size_t)n;
+    all = connections + (mode == ECHO ? greedy_connections : 0);
+    conns = must_have(calloc(all, sizeof *conns));
+    epoll = epoll_create1(EPOLL_CLOEXEC);
+    for (size_t i = 0; i < all; i++) {
+        conns[i].fd = -1;
+        conns[i].kind = i < connections ? &plain : &greedy;
+        conns[i].sent_at_ns = must_have(calloc(conns[i].kind->in_flight, sizeof(uint64_t)));
+    }
+    if (mode != CHURN)
+        connect_all();
+    if (lost == 0) {
+        puts("connected");
+        fflush(stdout);
+        if (mode <= CHURN) {
+            wait_for_go();
+            measure();
+        } else {
+            keep();
+        }
+    } else {
+        report(0, 0, 0, 0, 0);
+    }
+    return 0;
+}

@@ -1,0 +1,291 @@
+"""Peers in turn under the same load, round by round, and what the kernel says it cost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.load.peers import Peer, Place
+from bench.load.processes import Cpus, Process, descriptors, free_port, memory_bytes
+from bench.load.programs import ROOT, Programs
+from bench.load.scenarios import Memory, Plan, Row
+
+__all__ = ["Bench", "Failed"]
+
+_SPARE_DESCRIPTORS = 512
+_DESCRIPTORS_PER_TUNNEL = 2
+_COUNTERS = struct.Struct("=4Q")
+_READY_WITHIN_S = 10.0
+
+
+class Failed(Exception):
+    """A run that gave no figures; the text says why."""
+
+
+@dataclass
+class Server:
+    """A running peer with its backend."""
+
+    peer: Peer
+    place: Place
+    process: Process
+    backend: Process | None  # None if the peer starts a program per tunnel
+    counters: str
+
+    def pids(self) -> list[int]:
+        return self.process.tree(but=self.place.programs.backend)
+
+    def backend_pids(self) -> list[int]:
+        return [self.backend.pid] if self.backend is not None else []
+
+    def wrong_bytes(self) -> int:
+        with open(self.counters, "rb") as file:
+            return int(_COUNTERS.unpack(file.read(_COUNTERS.size))[3])
+
+
+@dataclass
+class Bench:
+    """Measures; `say` gets a line for whoever waits."""
+
+    programs: Programs
+    plan: Plan
+    peers: Sequence[Peer]
+    say: Callable[[str], None]
+    finished: Callable[[dict[str, Any]], None]
+    checks: bool = False
+    cpus: Cpus = field(default_factory=Cpus)
+    _ports: set[int] = field(default_factory=set)
+
+    def run(self) -> list[dict[str, Any]]:
+        """All rows of the plan; each also goes to `finished` when it is done."""
+        results = []
+        for group in self.plan.rows:
+            results += self._group(group)
+        for kept in self.plan.memory:
+            results.append(self._memory(kept))
+            self.finished(results[-1])
+        return results
+
+    # -- load that runs for a time
+
+    def _group(self, group: Sequence[Row]) -> list[dict[str, Any]]:
+        results = [_blank(row) for row in group]
+        wanted = [peer for peer in self.peers if not group[0].only or peer.name in group[0].only]
+        with contextlib.ExitStack() as stack:
+            servers = []
+            for peer in wanted:
+                most = peer.most_connections
+                if most is not None and max(row.connections for row in group) > most:
+                    _skip(results, peer, f"{peer.why_no_more}: not more than {most}")
+                    continue
+                try:
+                    servers.append(stack.enter_context(self._served(peer, group[0].backend)))
+                except Failed as failure:
+                    _skip(results, peer, str(failure))
+            for turn in range(self.plan.rounds):
+                for server in _rotated(servers, turn):
+                    for row, result in zip(group, results, strict=True):
+                        self._round(server, row, result)
+        for result in results:
+            self.finished(result)
+        return results
+
+    def _round(self, server: Server, row: Row, result: dict[str, Any]) -> None:
+        name = server.peer.name
+        if name in result["failed"]:
+            return
+        try:
+            result["runs"].setdefault(name, []).append(self._measured(server, row))
+        except Failed as failure:
+            result["failed"][name] = str(failure)
+
+    def _measured(self, server: Server, row: Row) -> dict[str, Any]:
+        wrong_before = server.wrong_bytes()
+        arguments = ["--in-flight", str(row.in_flight), "--greedy", str(row.greedy)]
+        arguments += ["--seconds", str(self.plan.seconds), "--warm-up", str(self.plan.warm_up)]
+        with self._client(server, row.mode, row.connections, row.size, *arguments) as client:
+            _expect_connected(client)
+            self._write(client, f"go {_joined(server.pids())} / {_joined(server.backend_pids())}\n")
+            run = _report(client)
+        if run["lost"]:
+            raise Failed(_why(run, server))
+        if self.checks and row.mode == "upload" and server.wrong_bytes() != wrong_before:
+            raise Failed("what the backend got is not what the clients sent")
+        if not run["messages"] and row.mode in {"echo", "churn"}:
+            raise Failed("not one message came back")
+        return run
+
+    # -- tunnels that are kept
+
+    def _memory(self, kept: Memory) -> dict[str, Any]:
+        result: dict[str, Any] = {
+            "kind": "memory",
+            "scenario": kept.scenario,
+            "title": kept.title,
+            "looks": {},
+            "failed": {},
+        }
+        for peer in self.peers:
+            try:
+                with self._served(peer, kept.backend) as server:
+                    result["looks"][peer.name] = self._looks(server, kept)
+            except Failed as failure:
+                result["failed"][peer.name] = str(failure)
+        return result
+
+    def _looks(self, server: Server, kept: Memory) -> list[dict[str, float]]:
+        """Memory of the server with none of the tunnels, then with more and more of them, or as time goes by."""
+        most = min(server.peer.most_connections or server.place.connections, server.place.connections)
+        steps = sorted({min(step, most) for step in kept.steps})
+        with self._client(server, "hold", 1, kept.size) as client:  # whatever is loaded late is loaded now
+            _expect_connected(client)
+            client.stdin.close()
+            _report(client)
+        base = memory_bytes(server.pids())
+        looks: list[dict[str, float]] = [{"tunnels": 0, "after_s": 0.0, "bytes": base}]
+        with contextlib.ExitStack() as stack:
+            clients, open_now = [], 0
+            for step in steps:
+                clients.append(stack.enter_context(self._client(server, kept.mode, step - open_now, kept.size)))
+                _expect_connected(clients[-1])
+                open_now = step
+                if not kept.looks_s:
+                    time.sleep(0.2)
+                    looks.append({"tunnels": step, "after_s": 0.0, "bytes": memory_bytes(server.pids())})
+            begun_s = time.monotonic()
+            for after_s in kept.looks_s:
+                time.sleep(max(0.0, begun_s + after_s - time.monotonic()))
+                looks.append({"tunnels": open_now, "after_s": after_s, "bytes": memory_bytes(server.pids())})
+            for client in clients:
+                client.stdin.close()
+                said = _report(client)
+                if said["lost"]:
+                    raise Failed(_why(said, server))
+        return looks
+
+    # -- processes
+
+    @contextlib.contextmanager
+    def _served(self, peer: Peer, mode: str) -> Iterator[Server]:
+        missing = peer.missing()
+        if missing:
+            raise Failed(f"missing: {missing}")
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
+            os.chmod(folder, 0o755)
+            counters, backend_path = f"{folder}/counters", f"{folder}/backend"
+            place = Place(
+                folder=folder,
+                port=self._port(),
+                backend=backend_path,
+                stdio_backend=(self.programs.backend, mode, "--stdio", counters),
+                programs=self.programs,
+                connections=(descriptors() - _SPARE_DESCRIPTORS) // _DESCRIPTORS_PER_TUNNEL,
+            )
+            backend = Process(
+                [self.programs.backend, mode, f"unix:{backend_path}", counters],
+                cpu=self.cpus.load,
+                log=f"{folder}/backend.log",
+                pipes=True,
+            )
+            stack.callback(backend.stop)
+            if backend.stdout.readline() != "ready\n":
+                raise Failed(f"the backend did not start: {backend.last_words()}")
+            process = Process(
+                peer.command(place),
+                cpu=self.cpus.server,
+                log=f"{folder}/log",
+                environment={"PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore"},
+                cwd=ROOT,
+            )
+            stack.callback(process.stop)
+            if not process.listens_within(place.port):
+                raise Failed(f"did not start: {process.last_words() or 'and said nothing'}")
+            yield Server(peer, place, process, backend, counters)
+
+    @contextlib.contextmanager
+    def _client(self, server: Server, mode: str, connections: int, size: int, *arguments: str) -> Iterator[Process]:
+        command = [self.programs.client, "--mode", mode, "--to", str(server.place.port)]
+        command += ["--connections", str(connections), "--size", str(size), "--counters", server.counters, *arguments]
+        if server.peer.is_raw:
+            command.append("--raw")
+        if self.checks:
+            command.append("--check")
+        client = Process(command, cpu=self.cpus.load, log=f"{server.place.folder}/client.log", pipes=True)
+        try:
+            yield client
+        finally:
+            client.stop()
+
+    def _port(self) -> int:
+        while (port := free_port()) in self._ports:
+            pass
+        self._ports.add(port)
+        return port
+
+    @staticmethod
+    def _write(client: Process, line: str) -> None:
+        client.stdin.write(line)
+        client.stdin.flush()
+
+
+def _blank(row: Row) -> dict[str, Any]:
+    return {
+        "kind": "load",
+        "scenario": row.scenario,
+        "title": row.title,
+        "mode": row.mode,
+        "connections": row.connections,
+        "size": row.size,
+        "in_flight": row.in_flight,
+        "greedy": row.greedy,
+        "runs": {},
+        "failed": {},
+    }
+
+
+def _skip(results: Sequence[dict[str, Any]], peer: Peer, why: str) -> None:
+    for result in results:
+        result["failed"][peer.name] = why
+
+
+def _rotated(servers: Sequence[Server], turn: int) -> list[Server]:
+    """Another one begins in every round, so that none is always the one after the same neighbour."""
+    if not servers:
+        return []
+    at = turn % len(servers)
+    return [*servers[at:], *servers[:at]]
+
+
+def _joined(pids: Sequence[int]) -> str:
+    return " ".join(map(str, pids))
+
+
+def _expect_connected(client: Process) -> None:
+    line = client.stdout.readline()
+    if line != "connected\n":
+        raise Failed(f"clients cannot connect: {_parsed(line, client)['first_loss']}")
+
+
+def _report(client: Process) -> dict[str, Any]:
+    return _parsed(client.stdout.readline(), client)
+
+
+def _parsed(line: str, client: Process) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise Failed(f"the client ended: {client.last_words() or line.strip() or 'and said nothing'}") from None
+    return found
+
+
+def _why(run: dict[str, Any], server: Server) -> str:
+    why = f"{run['lost']} connections lost, the first one: {run['first_loss']}"
+    return why if server.process.is_running else f"{why}; the server ended: {server.process.last_words()}"

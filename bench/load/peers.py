@@ -1,0 +1,224 @@
+"""The servers under test: how each is found, set up and started."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bench.load.programs import ROOT, Programs
+
+__all__ = ["NAMES", "Peer", "Place", "peer_named"]
+
+_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"))
+_PIP = "pip install --no-deps -r bench/load/requirements.txt"
+_FORKS = "has a process of its own for every tunnel"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a peer is given to work with."""
+
+    folder: str  # of its own, short enough for UNIX sockets
+    port: int  # to listen at, on 127.0.0.1
+    backend: str  # the path of the UNIX socket that the backend listens at
+    stdio_backend: Sequence[str]  # the same backend for those who start a program per tunnel
+    programs: Programs
+    connections: int  # that it must be able to have
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server under test."""
+
+    name: str
+    what: str
+    command: Callable[[Place], list[str]]
+    missing: Callable[[], str | None]  # what to install, if that is needed
+    version: Callable[[], str]
+    is_raw: bool = False  # relays bytes and knows nothing of WebSocket
+    most_connections: int | None = None
+    why_no_more: str = ""
+
+
+def _needs(command: str, remedy: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(command, path=_PATH) else remedy
+
+
+def _needs_module(module: str, remedy: str) -> Callable[[], str | None]:
+    return lambda: None if importlib.util.find_spec(module) else remedy
+
+
+def _where(command: str) -> str:
+    found = shutil.which(command, path=_PATH)
+    assert found is not None, command
+    return found
+
+
+def _says(command: str, *arguments: str) -> Callable[[], str]:
+    """The first line that a command says about its version."""
+
+    def ask() -> str:
+        said = subprocess.run([_where(command), *arguments], capture_output=True, text=True, check=False)
+        return (said.stdout or said.stderr).strip().partition("\n")[0]
+
+    return ask
+
+
+def _distribution(name: str) -> Callable[[], str]:
+    return lambda: f"{name} {importlib.metadata.version(name)}"
+
+
+def _write(path: str, text: str) -> str:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def _lighttpd(place: Place) -> list[str]:
+    configuration = f"""
+        server.document-root = "{place.folder}"
+        server.bind = "127.0.0.1"
+        server.port = {place.port}
+        server.listen-backlog = 4096
+        server.max-fds = {place.connections * 2 + 64}
+        server.max-connections = {place.connections + 16}
+        server.errorlog = "{place.folder}/error.log"
+        server.modules = ( "mod_wstunnel" )
+        wstunnel.frame-type = "binary"
+        wstunnel.server = ( "/" => ( ( "socket" => "{place.backend}" ) ) )
+    """
+    return [_where("lighttpd"), "-D", "-f", _write(f"{place.folder}/lighttpd.conf", configuration)]
+
+
+def _haproxy(place: Place) -> list[str]:
+    configuration = f"""
+global
+    nbthread 1
+    maxconn {place.connections + 16}
+defaults
+    mode tcp
+    timeout connect 8s
+    timeout client 1h
+    timeout server 1h
+listen tunnel
+    bind 127.0.0.1:{place.port} backlog 4096
+    maxconn {place.connections + 16}
+    server backend unix@{place.backend}
+"""
+    return [_where("haproxy"), "-db", "-f", _write(f"{place.folder}/haproxy.cfg", configuration)]
+
+
+def _wstunnel(flags: Sequence[str]) -> Callable[[Place], list[str]]:
+    def command(place: Place) -> list[str]:
+        return [
+            *(sys.executable, "-m", "wstunnel", "--listen", f"127.0.0.1:{place.port}", "--socket", place.backend),
+            *("--frame-type", "binary", "--log-level", "warning", "--control", f"{place.folder}/control"),
+            *flags,
+        ]
+
+    return command
+
+
+def _wstunnel_version() -> str:
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return f"wstunnel {commit or 'without git'}"
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+_PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            "floor",
+            "a relay of bytes in bare C and epoll, without WebSocket",
+            lambda place: [place.programs.floor, str(place.port), f"unix:{place.backend}"],
+            missing=lambda: None,
+            version=lambda: "bench/load/c/floor.c",
+            is_raw=True,
+        ),
+        Peer(
+            "wstunnel",
+            "this project: master and one worker",
+            _wstunnel(()),
+            missing=lambda: None,
+            version=_wstunnel_version,
+        ),
+        Peer(
+            "lighttpd",
+            "lighttpd with mod_wstunnel",
+            _lighttpd,
+            missing=_needs("lighttpd", "apt-get install --no-install-recommends lighttpd"),
+            version=_says("lighttpd", "-v"),
+        ),
+        Peer(
+            "haproxy",
+            "HAProxy in TCP mode: a relay of bytes, without WebSocket",
+            _haproxy,
+            missing=_needs("haproxy", "apt-get install --no-install-recommends haproxy"),
+            version=_says("haproxy", "-v"),
+            is_raw=True,
+        ),
+        Peer(
+            "picows",
+            "a relay on picows and uvloop, written for this bench",
+            lambda place: _python("bench.load.relays.picows_relay", str(place.port), place.backend),
+            missing=_needs_module("picows", "pip install --no-deps -r requirements-dev.txt"),
+            version=_distribution("picows"),
+        ),
+        Peer(
+            "websockets",
+            "a relay on websockets and uvloop, written for this bench",
+            lambda place: _python("bench.load.relays.websockets_relay", str(place.port), place.backend),
+            missing=_needs_module("websockets", "pip install --no-deps -r requirements-dev.txt"),
+            version=_distribution("websockets"),
+        ),
+        Peer(
+            "websockify",
+            "websockify, with numpy",
+            lambda place: _python("websockify", f"--unix-target={place.backend}", f"127.0.0.1:{place.port}"),
+            missing=_needs_module("websockify", _PIP),
+            version=_distribution("websockify"),
+            most_connections=200,
+            why_no_more=_FORKS,
+        ),
+        Peer(
+            "websocketd",
+            "websocketd, with the backend on stdin and stdout",
+            lambda place: [
+                *(_where("websocketd"), f"--port={place.port}", "--address=127.0.0.1", "--binary=true"),
+                *("--loglevel=error", *place.stdio_backend),
+            ],
+            missing=_needs("websocketd", "apt-get install --no-install-recommends websocketd"),
+            version=_says("websocketd", "--version"),
+            most_connections=200,
+            why_no_more=_FORKS,
+        ),
+    )
+}
+
+NAMES = tuple(_PEERS)
+
+
+def peer_named(text: str) -> Peer:
+    """One of NAMES, or "wstunnel" with further flags of its own: "wstunnel --workers 2".
+
+    raises  ValueError on any other name
+    """
+    name, *flags = shlex.split(text)
+    if name == "wstunnel" and flags:
+        return Peer(text, f"this project, {' '.join(flags)}", _wstunnel(flags), lambda: None, _wstunnel_version)
+    if flags or name not in _PEERS:
+        raise ValueError(f"{text}: take one of {', '.join(NAMES)}, or wstunnel with flags: 'wstunnel --workers 2'")
+    return _PEERS[name]

@@ -1,0 +1,1 @@
+"""Relays on libraries that people build tunnels with, written as their documentation would have it."""
