@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             case None:
                 return _run(words, _interpreter(len(words)) if argv is None else (sys.executable, "-m", "wstunnel"))
             case "check":
+                if STATE_VARIABLE in os.environ:  # a running one asks whether it may become us
+                    inherited_state(os.environ[STATE_VARIABLE])
                 return _check(settings_of(said, strangers))
             case _:
                 return _tell_running(command, said, control_socket(asked_of_running(said, strangers)))
@@ -132,7 +134,7 @@ def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
     keep_runtime_folder()
     settled = _settle(words)
     environment = service_environment(os.environ, os.getpid())
-    state_fd = os.environ.pop(STATE_VARIABLE, None)
+    state = os.environ.pop(STATE_VARIABLE, None)
     settings = settled.settings
     who = identity_of(settings.user, settings.group)
     owner = None if who is None else (who.uid, who.gid)
@@ -141,7 +143,7 @@ def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
         _logger.warning("%s", warning)
     image = Image(tuple(prefix), tuple(words))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, partial(_settle, words), environment, image, state_fd))
+        runner.run(_serve(settings, partial(_settle, words), environment, image, state))
     return _ENDED
 
 
@@ -159,11 +161,11 @@ async def _serve(
     settle: Callable[[], Settled],
     environment: ServiceEnvironment,
     image: Image,
-    state_fd: str | None,
+    state: str | None,
 ) -> None:
     """Serve until a signal or a command asks for the end; a second one cuts the stop short."""
     loop = asyncio.get_running_loop()
-    inherited = None if state_fd is None else inherited_state(int(state_fd))
+    inherited = None if state is None else inherited_state(state)
 
     def reread() -> Settings:
         settled = settle()

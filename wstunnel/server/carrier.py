@@ -113,8 +113,7 @@ class _Carrier:
             self._heart.cancel()
         self._channel.close()
         self._worker.close()
-        for listener in self._listeners:
-            listener.socket.close()  # never unlinked here: the path is the master's
+        self._stop_listening()
 
     def _told(self, message: Message, fds: list[int]) -> None:
         for fd in fds:  # none of the master's messages has any
@@ -146,6 +145,7 @@ class _Carrier:
         if self._ending is None:
             self._row[WorkerColumn.STATE] = WorkerState.QUIET
             self._worker.quiet()
+            self._stop_listening()
             self._ending = self._loop.create_task(self._worker.idle())
             self._ending.add_done_callback(self._ended)
 
@@ -159,6 +159,12 @@ class _Carrier:
             self._ending.cancel()
         self._ending = self._loop.create_task(self._worker.drain(code, within_s=within_s))
         self._ending.add_done_callback(self._ended)
+        self._loop.call_soon(self._stop_listening)  # behind the first step of `drain`, which stops accepting
+
+    def _stop_listening(self) -> None:
+        """At an address that nobody serves any more, clients must be refused: they would wait until we have ended."""
+        for listener in self._listeners:
+            listener.socket.close()  # never unlinked here: the path is the master's
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._is_over.set()

@@ -12,7 +12,10 @@ from typing import Any, NoReturn
 
 from wstunnel.errors import StartError, safe
 
-__all__ = ["STATE_VARIABLE", "Image", "inherited_state"]
+__all__ = ["STATE_FORMAT", "STATE_VARIABLE", "Image", "inherited_state"]
+
+STATE_FORMAT = 1
+"""What an image can take over: to be raised when the state, or the layout of the board, means something else."""
 
 STATE_VARIABLE = "WSTUNNEL_STATE_FD"
 """Names the descriptor in which the image before has left its state."""
@@ -30,25 +33,37 @@ class Image:
     words: tuple[str, ...]
 
     async def try_out(self, timeout_s: float) -> None:
-        """Have the version that is installed now look at the arguments, in a process of its own.
+        """Have the version that is installed now look at the arguments, and at the form of the state that it would get,
+        in a process of its own.
 
         raises  StartError with what it says against them
         """
-        process = await asyncio.create_subprocess_exec(
-            *self.prefix,
-            "check",
-            *self.words,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
+        try:
+            state_fd = _state_behind({})
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self.prefix,
+                    "check",
+                    *self.words,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
+                    env={**os.environ, STATE_VARIABLE: str(state_fd)},
+                    pass_fds=(state_fd,),
+                )
+            finally:
+                os.close(state_fd)
+        except OSError as error:
+            raise StartError(f"{self.prefix[0]}: cannot be started: {error.strerror}") from error
         try:
             async with asyncio.timeout(timeout_s):
                 _, said = await process.communicate()
         except TimeoutError:
-            process.kill()
-            await process.wait()
             raise StartError(f"the new version said nothing for {timeout_s:g} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         if process.returncode:
             last = said.rstrip().rpartition(b"\n")[2]
             raise StartError(f"the new version does not start: {safe(last, 512)}")
@@ -60,33 +75,43 @@ class Image:
                 blocked   signals that wait until the new image unblocks them, instead of ending it while it starts
         raises  StartError when that cannot be done; nothing has changed then
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         kept = list(fds)
-        state_fd = os.memfd_create("wstunnel-state", 0)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
-            os.write(state_fd, json.dumps(state).encode("ascii"))
-            os.lseek(state_fd, 0, os.SEEK_SET)
-            for fd in (state_fd, *kept):
-                os.set_inheritable(fd, True)
-            os.execve(self.prefix[0], (*self.prefix, *self.words), {**os.environ, STATE_VARIABLE: str(state_fd)})
+            state_fd = _state_behind(state)
+            try:
+                for fd in (state_fd, *kept):
+                    os.set_inheritable(fd, True)
+                os.execve(self.prefix[0], (*self.prefix, *self.words), {**os.environ, STATE_VARIABLE: str(state_fd)})
+            finally:
+                os.close(state_fd)
+                for fd in kept:
+                    os.set_inheritable(fd, False)
         except OSError as error:
-            for fd in kept:
-                os.set_inheritable(fd, False)
-            os.close(state_fd)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
             raise StartError(f"{self.prefix[0]}: cannot be started: {error.strerror}") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def inherited_state(fd: int) -> dict[str, Any]:
-    """What the image before has left behind this descriptor, which is closed.
+def _state_behind(state: Mapping[str, Any]) -> int:
+    """A descriptor to read the state from; not inheritable."""
+    fd = os.memfd_create("wstunnel-state", os.MFD_CLOEXEC)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(json.dumps({"format": STATE_FORMAT, **state}).encode("ascii"))
+    os.lseek(fd, 0, os.SEEK_SET)
+    return fd
 
-    raises  StartError when it cannot be read
+
+def inherited_state(said: str) -> dict[str, Any]:
+    """What the image before has left, and said where in `STATE_VARIABLE`; the descriptor is closed.
+
+    raises  StartError when it cannot be read, or only by another version
     """
     try:
-        with open(fd, "rb") as file:
+        with open(int(said), "rb") as file:
             state = json.load(file)
     except (OSError, ValueError) as error:
-        raise StartError(f"{STATE_VARIABLE}: descriptor {fd} holds no state of an earlier image: {error}") from error
-    if not isinstance(state, dict):
-        raise StartError(f"{STATE_VARIABLE}: descriptor {fd} holds no state of an earlier image")
+        raise StartError(f"{STATE_VARIABLE}: {safe(said)} is no state of an earlier image: {error}") from error
+    if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
+        raise StartError("this version cannot go on where the one that runs has stopped; stop that one, and start this")
     return state

@@ -31,9 +31,11 @@ from wstunnel.server.notify import Notifier
 from wstunnel.server.orders import ListenerOrder
 from wstunnel.server.privileges import become
 from wstunnel.server.service import Places, forks_of, hosts_of, name_of, places_of
-from wstunnel.settings import Address, Settings
+from wstunnel.settings import Address, Host, Settings
 from wstunnel.sockets import make_folder_of, remove_folder
 from wstunnel.supervise.board import Board
+from wstunnel.supervise.forks import Forks
+from wstunnel.supervise.place import SlotPlace
 from wstunnel.supervise.pools import Pools
 
 __all__ = ["SIGNALS", "Master"]
@@ -75,7 +77,10 @@ class Master:
         self._state: status.State = "starting"
         self._started_ms = time.time_ns() // 1_000_000
         self._image, self._inherited = image, inherited
-        self._board = Board(settings.limits.master, None if inherited is None else inherited["board_fd"])
+        try:
+            self._board = Board(settings.limits.master, None if inherited is None else inherited["board_fd"])
+        except (OSError, ValueError) as error:
+            raise StartError(f"the shared counters cannot be had: {error}") from error
         self._pools = Pools(
             self._board, settings.limits, kill_timeout_s=settings.kill_timeout_s, on_death=self._slot_died
         )
@@ -84,8 +89,12 @@ class Master:
         self._folder: str | None = None  # made for the control socket
         self._crews: list[Crew] = []
         """The current one last; before it those that still serve tunnels of earlier configurations."""
+        self._old_forks: set[Forks] = set()
+        """Of crews that are gone; some of their programs may not be yet."""
         self._generation = 0
         self._changing = asyncio.Lock()
+        self._asked: set[str] = set()
+        """Changes that wait for the one under way."""
         self._stop_asked = asyncio.Event()
         self._hurry_asked = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -100,16 +109,16 @@ class Master:
 
     def reload(self) -> None:
         """Read the configuration again and serve it; what stands in the way is logged and changes nothing."""
-        self._do(self._reload_and_log())
+        self._ask("reload", self._reload)
 
     def drain(self) -> None:
         """Accept no more, serve every tunnel to its own end, then end."""
-        if self._state != "draining":
+        if self._state not in ("draining", "stopping"):
             self._do(self._drain())
 
     def upgrade(self) -> None:
         """Become the version that is installed now, and reload; what stands in the way is logged, nothing changes."""
-        self._do(self._upgrade_and_log())
+        self._ask("upgrade", self._upgrade)
 
     def reopen(self) -> None:
         """The log file has been moved: open it again, here and in the workers."""
@@ -121,25 +130,28 @@ class Master:
 
     async def run(self) -> None:
         """Serve until `stop` or `drain`."""
+        start = self._begin(self._serve())
+        asked = self._loop.create_task(self._stop_asked.wait())
         try:
-            start = self._loop.create_task(self._start() if self._inherited is None else self._adopt(self._inherited))
-            asked = self._loop.create_task(self._stop_asked.wait())
             await asyncio.wait((start, asked), return_when=asyncio.FIRST_COMPLETED)
-            if not start.done():
-                start.cancel()
-            else:
+            if start.done():
                 start.result()
-                self._state = "serving"
-                self._on_serving(self.addresses)
-                self._notifier.ready(self._summary())
-            await asked
+                await asked
         finally:
+            asked.cancel()
             await self._end()
 
     @property
     def addresses(self) -> tuple[Address, ...]:
-        """Where clients connect; port 0 has become the real port."""
+        """Where clients connect, until the end begins; port 0 has become the real port."""
         return tuple(each.address for each in self._listeners)
+
+    async def _serve(self) -> None:
+        async with self._changing:
+            await (self._start() if self._inherited is None else self._adopt(self._inherited))
+            self._state = "serving"
+            self._on_serving(self.addresses)
+            self._notifier.ready(self._summary())
 
     async def _start(self) -> None:
         settings = self._settings
@@ -173,33 +185,29 @@ class Master:
         """End whatever has been started, however far that went."""
         self._state = "stopping"
         self._notifier.stopping("ending")
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         hurry = self._loop.create_task(self._hurry_asked.wait())
         leave = self._loop.create_task(self._leave())
         try:
             await asyncio.wait((hurry, leave), return_when=asyncio.FIRST_COMPLETED)
             if not leave.done():
-                self._pools.abort()
-                for crew in self._crews:
-                    crew.cut(CloseCode.GOING_AWAY)
-                    crew.forks.abort()
+                await self._cut(leave)
             await leave
         finally:
             hurry.cancel()
             if self._control is not None:
                 self._control.close()
-            for each in self._listeners:
-                each.close()
             if self._folder is not None:
                 remove_folder(self._folder)
             self._board.close()
             self._notifier.close()
 
     async def _leave(self) -> None:
-        """Workers end their tunnels, then backends are ended."""
+        """Workers end their tunnels, then backends are ended. A start or a change under way ends what it has begun."""
         settings = self._settings
+        for task in self._tasks:
+            task.cancel()
+        changes = asyncio.gather(*self._tasks, return_exceptions=True)
+        self._close_listeners()
         crews = list(self._crews)
         for crew in crews:
             crew.leave(CloseCode.GOING_AWAY, settings.drain_timeout_s)
@@ -211,7 +219,23 @@ class Master:
                 "workers that had not ended %g s after they should have are killed", settings.limits.master.exit_wait_s
             )
             await asyncio.gather(*(crew.end() for crew in crews))
-        await asyncio.gather(self._pools.stop(), *(crew.forks.stop() for crew in crews))
+        await asyncio.gather(changes, self._pools.stop(), *(forks.stop() for forks in self._all_forks()))
+
+    async def _cut(self, leave: asyncio.Task[None]) -> None:
+        """Have an end that is under way happen now; SIGKILL for workers that do not."""
+        self._pools.abort()
+        for crew in self._crews:
+            crew.cut(CloseCode.GOING_AWAY)
+        for forks in self._all_forks():
+            forks.abort()
+        await asyncio.wait((leave,), timeout=self._settings.limits.master.exit_wait_s)
+        await asyncio.gather(*(crew.end() for crew in self._crews))
+
+    def _close_listeners(self) -> None:
+        """Who connects from now on is refused at once, and another wstunnel may listen there."""
+        for each in self._listeners:
+            each.close()
+        self._listeners = []
 
     # --- crews
 
@@ -243,6 +267,7 @@ class Master:
             await crew.start()
         except BaseException:
             self._crews.remove(crew)
+            self._retire(crew.forks)
             raise
         self._generation += 1
         return crew
@@ -252,9 +277,20 @@ class Master:
         if self._state == "stopping" or crew not in self._crews:
             return
         self._crews.remove(crew)
-        self._do(crew.forks.stop())
+        self._retire(crew.forks)
         if self._state == "draining" and not self._crews:
             self._stop_asked.set()
+
+    def _retire(self, forks: Forks) -> None:
+        self._old_forks.add(forks)
+        self._do(self._stop_forks(forks))
+
+    async def _stop_forks(self, forks: Forks) -> None:
+        await forks.stop()
+        self._old_forks.discard(forks)
+
+    def _all_forks(self) -> list[Forks]:
+        return [*(crew.forks for crew in self._crews), *self._old_forks]
 
     def _slot_died(self, row: int) -> None:
         for crew in self._crews:
@@ -271,28 +307,47 @@ class Master:
 
     # --- reload, drain
 
-    async def _reload_and_log(self) -> None:
-        try:
+    def _ask(self, what: str, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Have it changed after the change that is under way. However often that is asked meanwhile, once."""
+        if what not in self._asked:
+            self._asked.add(what)
+            self._do(self._change(what, change))
+
+    async def _change(self, what: str, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        async with self._changing:
+            self._asked.discard(what)
+            try:
+                await change()
+            except TunnelError as error:
+                _log.error("%s: nothing has changed: %s", what, "; ".join(_problems(error)))
+
+    async def _reload_for_client(self) -> None:
+        """Reload, and let a client of the control socket know what stood in the way."""
+        reload = self._begin(self._reload_in_turn())
+        await asyncio.wait((reload,))
+        if reload.cancelled():
+            raise StartError("the reload was cut short: this wstunnel is ending")
+        reload.result()
+
+    async def _reload_in_turn(self) -> None:
+        async with self._changing:
             await self._reload()
-        except TunnelError as error:
-            _log.error("reload: nothing has changed: %s", "; ".join(_problems(error)))
 
     async def _reload(self) -> None:
-        """Serve the configuration as it is now.
+        """Serve the configuration as it is now. Nothing else may be changing.
 
         raises  ConfigError, StartError: everything goes on as before
         """
-        async with self._changing:
-            if self._state != "serving":
-                raise StartError(f"a reload is for a wstunnel that is serving, and this one is {self._state}")
-            self._state = "reloading"
-            self._notifier.reloading("reading the configuration again")
-            try:
-                await self._reload_now(self._reread())
-            finally:
-                if self._state == "reloading":
-                    self._state = "serving"
-                    self._notifier.ready(self._summary())
+        if self._state != "serving":
+            raise StartError(f"a reload is for a wstunnel that is serving, and this one is {self._state}")
+        self._state = "reloading"
+        self._notifier.reloading("reading the configuration again")
+        try:
+            await self._reload_now(self._reread())
+        finally:
+            if self._state == "reloading":
+                self._state = "serving"
+                self._notifier.ready(self._summary())
 
     async def _reload_now(self, settings: Settings) -> None:
         connection_budget(settings.max_connections, settings.limits.accept)
@@ -328,19 +383,17 @@ class Master:
                 each.close()
         _log.info("reloaded: generation %d serves", self._generation)
 
-    async def _upgrade_and_log(self) -> None:
-        try:
-            async with self._changing:
-                if self._state != "serving":
-                    raise StartError(f"it is for a wstunnel that is serving, and this one is {self._state}")
-                await self._image.try_out(self._settings.limits.master.ready_timeout_s)
-                await self._become_next_image()
-        except StartError as error:
-            _log.error("upgrade: nothing has changed: %s", error)
+    async def _upgrade(self) -> None:
+        if self._state != "serving":
+            raise StartError(f"an upgrade is for a wstunnel that is serving, and this one is {self._state}")
+        await self._image.try_out(self._settings.limits.master.ready_timeout_s)
+        await self._become_next_image()
 
     async def _become_next_image(self) -> None:
         if self._control is not None:
             await self._control.rest()
+        while any(crew.is_forking for crew in self._crews):  # noqa: ASYNC110 -- who has asked for a program is answered
+            await asyncio.sleep(0)
         _log.info("upgrade: becoming the version that is installed now")
         state = self._export()
         try:
@@ -375,8 +428,11 @@ class Master:
         async with self._changing:
             self._state = "draining"
             self._notifier.status("draining")
+            self._close_listeners()
             for crew in self._crews:
                 crew.quiet()
+            if not self._crews:
+                self._stop_asked.set()
 
     # --- the control socket
 
@@ -386,7 +442,7 @@ class Master:
                 now_ms = time.time_ns() // 1_000_000
                 return {"ok": True, "status": status.take(self._board, self._facts(), now_ms).to_json()}
             case "reload":
-                await self._reload()
+                await self._reload_for_client()
                 return {"ok": True, "generation": self._generation}
             case "drain":
                 self.drain()
@@ -417,7 +473,7 @@ class Master:
     def _pool_facts(self) -> tuple[status.PoolFacts, ...]:
         routes: defaultdict[int, list[str]] = defaultdict(list)  # by the row of a slot
         for route in self._settings.routes:
-            for place in {place for host in route.backends for place in self._pools.places(host)}:
+            for place in {place for host in route.backends for place in self._places(host)}:
                 routes[place.row].append(name_of(route))
         return tuple(
             status.PoolFacts(
@@ -430,6 +486,12 @@ class Master:
             )
             for pool, is_retired in self._pools.all()
         )
+
+    def _places(self, host: Host) -> tuple[SlotPlace, ...]:
+        try:
+            return self._pools.places(host)
+        except KeyError:  # not started yet, or being ended already
+            return ()
 
     def _stdio_facts(self) -> tuple[status.StdioStatus, ...]:
         """The programs of the current configuration; those of earlier ones run on for their tunnels, uncounted."""
@@ -451,17 +513,22 @@ class Master:
 
     # --- small things
 
-    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Run it beside everything else; what goes wrong in it is not lost."""
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it beside everything else, until the end at most; what goes wrong in it is the caller's to see."""
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
-            _log.error("the master failed", exc_info=error)
+    def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """The same; what goes wrong in it is logged."""
+        self._begin(coroutine).add_done_callback(_log_failure)
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.error("the master failed", exc_info=error)
 
 
 def worker_count(settings: Settings) -> int:

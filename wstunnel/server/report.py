@@ -170,7 +170,7 @@ def _headline(page: _Page, now: Snapshot) -> None:
     if now.generation > 1:
         parts.append(f"generation {now.generation}")
     page.flow(parts, _BOLD)
-    page.flow(["listening on", *now.listeners])
+    page.flow(["listening on", *now.listeners] if now.listeners else ["not listening any more"])
 
 
 def _sums(page: _Page, now: Snapshot, rates: _Rates) -> None:
