@@ -41,16 +41,7 @@ class Image:
         try:
             state_fd = _state_behind({})
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *self.prefix,
-                    "check",
-                    *self.words,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
-                    env={**os.environ, STATE_VARIABLE: str(state_fd)},
-                    pass_fds=(state_fd,),
-                )
+                process = await _started((*self.prefix, "check", *self.words), state_fd)
             finally:
                 os.close(state_fd)
         except OSError as error:
@@ -61,9 +52,7 @@ class Image:
         except TimeoutError:
             raise StartError(f"the new version said nothing for {timeout_s:g} s") from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await _end(process)
         if process.returncode:
             last = said.rstrip().rpartition(b"\n")[2]
             raise StartError(f"the new version does not start: {safe(last, 512)}")
@@ -91,6 +80,30 @@ class Image:
             raise StartError(f"{self.prefix[0]}: cannot be started: {error.strerror}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+async def _started(argv: Sequence[str], state_fd: int) -> asyncio.subprocess.Process:
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, STATE_VARIABLE: str(state_fd)},
+            pass_fds=(state_fd,),
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:  # a start that is cancelled half-way leaves a process that nobody can end
+        await _end(await starting)
+        raise
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
 
 
 def _state_behind(state: Mapping[str, Any]) -> int:

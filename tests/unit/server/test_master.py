@@ -427,6 +427,7 @@ def test_a_reload_whose_workers_fail_changes_nothing(run: Run, stage: Stage, tmp
         scene = Scene(tmp_path, Route(bin_path=program(tmp_path, ECHO), socket=str(tmp_path / "b")))
         async with scene.serving():
             (first,) = stage.actors
+            await scene.says("status")  # for its first stream a loop of uvloop keeps a descriptor
             before = (descriptors(), children(), sorted(os.listdir(tmp_path)))
             stage.part = Actor.die
             scene.settings = Settings(
