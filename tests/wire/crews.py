@@ -53,6 +53,7 @@ class Actor:
         """Be killed."""
         self.channel.close()
         os.kill(self.pid, number)
+        self.leave_stage()
 
     def leave_stage(self) -> None:
         """Whatever the test has come to."""
