@@ -53,7 +53,7 @@ def test_no_handshake_fails_and_no_tunnel_ends_while_the_program_is_upgraded(hol
 
 
 def test_at_the_end_every_client_gets_what_was_under_way_and_nothing_is_left_behind(hold: Hold, tmp_path):
-    hold(drained(str(tmp_path), tunnels=60))
+    hold(drained(str(tmp_path), tunnels=60, silent=0, window_s=60.0, close_timeout_s=30.0))
 
 
 def test_a_child_that_ignores_sigterm_is_killed_after_kill_timeout(hold: Hold, tmp_path):

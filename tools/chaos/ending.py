@@ -14,7 +14,6 @@ from tools.chaos.service import Service, python_program
 
 __all__ = ["deaf_child", "drained"]
 
-_WINDOW_S = 10.0
 _PIECES, _PAUSE_S = 12, 0.2
 _MESSAGE_BYTES = 8192
 _REST_AFTER_S = 1.0
@@ -22,12 +21,20 @@ _REST_AFTER_S = 1.0
 _LINE = b"a question that takes its time to answer, from client %04d\n"
 
 
-async def drained(folder: str, *, tunnels: int = 1000, workers: int = 2) -> Outcome:
+async def drained(
+    folder: str,
+    *,
+    tunnels: int = 1000,
+    silent: int = 50,
+    window_s: float = 10.0,
+    close_timeout_s: float = 3.0,
+    workers: int = 2,
+) -> Outcome:
     """SIGTERM while nobody is idle.
 
-    Of the clients, in turn, one has sent half a message and sends the rest within the window; one is being answered,
-    and the backend takes its time; every tenth of the former never goes on.
-    What each is owed: all that it has said, said back, and that is over before CLOSE 1001 comes.
+    Half of the clients have sent half a message; they send the rest after the SIGTERM, except the first `silent`, who
+    never do. The others are being answered by a backend that takes its time.
+    What each is owed: all that it has said, said back, and only then CLOSE 1001.
     """
     out = Outcome()
     routes = [
@@ -39,13 +46,12 @@ async def drained(folder: str, *, tunnels: int = 1000, workers: int = 2) -> Outc
         {"socket": os.path.join(folder, "b.sock"), "bin-path": python_program("echo.py"), "max-procs": 2},
     ]
     for route in routes:
-        route["close-timeout"] = 3.0
-    config = {"workers": workers, "drain-timeout": _WINDOW_S, "route": routes}
+        route["close-timeout"] = close_timeout_s
+    config = {"workers": workers, "drain-timeout": window_s, "route": routes}
     service = Service(folder, config)
     async with service:
         halves = await open_many(service.tcp, tunnels - tunnels // 2)
         answered = await open_many(service.tcp, tunnels // 2, "/slow/")
-        silent = halves[: len(halves) // 10]
         messages = [os.urandom(_MESSAGE_BYTES // 2).hex().encode() for _ in halves]
         said = _MESSAGE_BYTES // 2
         rests = [client.begin(message, said) for client, message in zip(halves, messages, strict=True)]
@@ -62,26 +68,26 @@ async def drained(folder: str, *, tunnels: int = 1000, workers: int = 2) -> Outc
         service.signal(signal.SIGTERM)
         ends = [asyncio.create_task(client.to_end()) for client in (*halves, *answered)]
         await asyncio.sleep(_REST_AFTER_S)
-        for client, rest in zip(halves[len(silent) :], rests[len(silent) :], strict=True):
+        for client, rest in zip(halves[silent:], rests[silent:], strict=True):
             client.go_on(rest)
             await asyncio.sleep(0)
         found: list[End] = await asyncio.gather(*ends)
         code = await service.ended()
         took_s = time.monotonic() - begun_s
         got = [first + end.payload for first, end in zip(heard, found, strict=True)]
-        owed = [message[:said] for message in messages[: len(silent)]]
-        owed += [*messages[len(silent) :], *(line * _PIECES for line in lines)]
+        owed = [message[:said] for message in messages[:silent]]
+        owed += [*messages[silent:], *(line * _PIECES for line in lines)]
         short = sum(a != b for a, b in zip(got, owed, strict=True))
         codes = Counter(end.code for end in found)
-        kinds = f"{len(halves)} with half a message from the client, {len(silent)} of which never sent the rest"
+        kinds = f"{len(halves)} with half a message from the client, {silent} of which never sent the rest"
         out.tell(f"{open_now} tunnels: {kinds}, and {len(answered)} in the middle of an answer")
         out.tell(f"{short} got less or other than they were owed")
-        out.tell(f"close codes {dict(codes)}; exit code {code} after {took_s:.1f} of {_WINDOW_S:g} s")
+        out.tell(f"close codes {dict(codes)}; exit code {code} after {took_s:.1f} of {window_s:g} s")
         out.promise(open_now == tunnels, f"only {open_now} tunnels were open")
         out.promise(not short, f"{short} tunnels did not get what was under way")
         out.promise(set(codes) == {1001}, f"close codes {dict(codes)}")
         out.promise(code == 0, f"exit code {code}")
-        out.promise_speed(took_s <= _WINDOW_S, f"it took {took_s:.1f} s")
+        out.promise_speed(took_s <= window_s, f"it took {took_s:.1f} s")
         _promise_nothing_left(out, service)
     out.promise(not service.complaints(), f"the log has {service.complaints()}")
     return out

@@ -57,7 +57,9 @@ async def backends_killed(folder: str, *, kills: int = 200, slots: int = 10, at_
         out.tell(f"next process after {spread(started_s)}, its first answer after {spread(answered_s)}")
         out.tell(f"tunnels cut by the kills: {len(visits.cut)}")
         _promise_handshakes(out, visits)
-        out.promise(set(visits.cut) <= {1011}, f"tunnels of killed backends ended with {Counter(visits.cut)}")
+        ended_with = f"tunnels of killed backends ended with {Counter(visits.cut)}"
+        out.promise(set(visits.cut) <= {1000, 1011}, ended_with)
+        out.promise_speed(set(visits.cut) <= {1011}, ended_with)  # 1000 where the master could not say in time
         out.promise(_deaths(status) == kills, f"{kills} kills and {_deaths(status)} deaths")
         out.promise(status["totals"]["refused"] == 0, f"{status['totals']['refused']} refused")
         out.promise(not service.zombies(), f"zombies: {service.zombies()}")
@@ -84,7 +86,7 @@ async def workers_killed(
                 staying += await open_many(service.tcp, tunnels - len(staying))
                 status = await service.status()
                 victim = status["workers"][number % workers]
-                # its share of those that stay: what it carries besides them are visits, at most so many
+                # besides those that stay it carries visits: of each visitor this one, and the last one's end
                 share, failed_before = victim["tunnels"], len(visits.failed)
                 begun_s = time.monotonic()
                 os.kill(victim["pid"], signal.SIGKILL)
@@ -99,8 +101,8 @@ async def workers_killed(
                 kept = await _still_there(staying)
                 ended = len(staying) - len(kept)
                 out.promise(
-                    share - at_once <= ended <= share,
-                    f"the worker had {share} tunnels (up to {at_once} of visits) and {ended} ended",
+                    share - 2 * at_once <= ended <= share,
+                    f"the worker had {share} tunnels (some of visits) and {ended} ended",
                 )
                 lost += ended
                 staying = kept

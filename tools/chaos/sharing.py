@@ -8,7 +8,7 @@ import time
 
 from tools.chaos.clients import Client, open_many
 from tools.chaos.outcome import Outcome
-from tools.chaos.service import Service, cpu_s, python_program
+from tools.chaos.service import Service, cpu_s, eventually, python_program
 
 __all__ = ["few_descriptors", "two_workers"]
 
@@ -44,7 +44,11 @@ async def few_descriptors(folder: str, *, nofile: int = 256, clients: int = 1000
     async with Service(folder, {"route": [route]}, nofile=nofile) as service:
         served: list[Client] = []
         opening = [asyncio.create_task(_visit(service, served)) for _ in range(clients)]
-        status = await service.until(lambda status: status["totals"]["tunnels"] == len(served) > 0, "some are served")
+        await eventually(lambda: "max-connections reached" in service.log(), "it is full")
+        status = await service.until(
+            lambda status: status["totals"]["connections"] == status["totals"]["tunnels"] == len(served),
+            "those that were let in are served",
+        )
         first = list(served)
         (worker,) = status["workers"]
         pids = (service.pid, worker["pid"])
