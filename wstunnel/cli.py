@@ -181,7 +181,7 @@ async def _serve(
         notifier=Notifier(environment.notify_socket, environment.watchdog_s)
         if inherited is None
         else Notifier.adopt(inherited["notify"]),
-        on_serving=lambda addresses: _tell(sys.stdout, *_greeting(settings, addresses)),
+        on_serving=partial(_greet, settings),
         image=image,
         inherited=inherited,
     )
@@ -230,6 +230,18 @@ def _heard(tell: Callable[[signal.Signals], object]) -> Iterator[None]:
         for number in heard:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _greet(settings: Settings, addresses: Sequence[Address]) -> None:
+    """Say on stdout what is served. Nobody has to listen: whoever has started us may have closed its end by now."""
+    if sys.stdout is None:
+        return
+    try:
+        _tell(sys.stdout, *_greeting(settings, addresses))
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for what is not yet written, at the end of the process too
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def _greeting(settings: Settings, addresses: Sequence[Address]) -> Iterator[str]:
