@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from wstunnel.limits import Limits
+from wstunnel.settings import Settings
 
 LIMITS = Limits()
 GROUPS = [each.name for each in dataclasses.fields(Limits)]
@@ -38,5 +39,23 @@ def test_one_read_is_held_per_direction():
     assert LIMITS.relay.read_bytes == 64 * 1024
 
 
-def test_a_stop_kills_after_five_seconds():
-    assert LIMITS.spawn.kill_timeout_s == 5.0
+def test_a_stop_kills_after_five_seconds_and_gives_tunnels_ten():
+    assert (Settings().kill_timeout_s, Settings().drain_timeout_s) == (5.0, 10.0)
+
+
+def test_there_is_a_row_for_every_worker_of_two_configurations_beside_the_one_that_is_nobodys():
+    assert 2 * LIMITS.master.max_workers < LIMITS.master.worker_rows
+
+
+def test_a_worker_that_dies_is_replaced_within_a_second():
+    assert LIMITS.restart.first_wait_s <= LIMITS.master.max_restart_wait_s <= 1.0
+
+
+def test_a_circuit_opens_after_eight_deaths_in_a_minute():
+    restart = LIMITS.restart
+    assert (restart.first_wait_s, restart.max_wait_s, restart.max_deaths, restart.window_s) == (0.1, 30.0, 8, 60.0)
+
+
+def test_whatever_one_packet_may_hold_fits_into_the_kernels_ordinary_buffer():
+    """net.core.wmem_default, as kernels have it: a longer packet is refused."""
+    assert LIMITS.master.message_bytes < 212_992

@@ -533,7 +533,9 @@ def _log_failure(task: asyncio.Task[Any]) -> None:
 
 def worker_count(settings: Settings) -> int:
     """How many processes carry the traffic."""
-    return len(os.sched_getaffinity(0)) if settings.workers == "auto" else settings.workers
+    if settings.workers == "auto":
+        return min(len(os.sched_getaffinity(0)), settings.limits.master.max_workers)
+    return settings.workers
 
 
 def _log_as(before: Settings, after: Settings) -> None:

@@ -22,7 +22,7 @@ from wstunnel.errors import ConfigError, StartError
 from wstunnel.limits import Limits, MasterLimits, RestartLimits, SpawnLimits
 from wstunnel.server import master as master_module
 from wstunnel.server.image import Image
-from wstunnel.server.master import Master
+from wstunnel.server.master import Master, worker_count
 from wstunnel.server.messages import Cut, Fork, Leave, Quiet
 from wstunnel.server.notify import Notifier
 from wstunnel.settings import Address, Route, Settings, TcpAddress, UnixAddress
@@ -265,6 +265,13 @@ def test_a_backend_that_dies_at_the_start_ends_it(run: Run, stage: Stage, tmp_pa
         assert os.listdir(tmp_path) == ["backend"]
 
     run(story())
+
+
+@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (5, 5), (1000, MasterLimits().max_workers)])
+def test_auto_is_a_worker_per_processor_that_we_may_use(monkeypatch, processors, workers):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(processors)))
+    assert worker_count(Settings(workers="auto")) == workers
+    assert worker_count(Settings(workers=3)) == 3
 
 
 # --- asked to end before it serves
