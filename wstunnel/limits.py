@@ -138,11 +138,11 @@ class SpawnLimits:
 class MasterLimits:
     """Workers, and what the master keeps of them."""
 
-    worker_rows: int = 128
+    worker_rows: int = 129
     """Workers at once, those of earlier configurations included; each has a row in the shared counters."""
     slot_rows: int = 4096
     """Backends at once, those of earlier configurations included."""
-    max_workers: int = 63
+    max_workers: int = 64
     """Workers of one configuration: twice as many have a row each, so that there is always room for a reload."""
     ready_timeout_s: float = 30.0
     """A worker that is not ready by then is ended; a reload that waits for it has failed."""
