@@ -6,6 +6,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 BUILT := $(VENV)/.built
+BENCH_READY := $(VENV)/.bench-ready
 
 SOURCES := $(wildcard wstunnel/*.pyx wstunnel/*.pxd)
 MODULES := $(basename $(wildcard wstunnel/*.pyx))
@@ -13,11 +14,11 @@ UNBUILT := $(strip $(foreach module,$(MODULES),$(if $(wildcard $(module).*.so),,
 CHECKED := $(wildcard wstunnel tests bench examples tools) setup.py
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check bench chaos annotate asan clean FORCE
+.PHONY: help run test check bench bench-quick bench-micro chaos annotate asan clean FORCE
 .PHONY: check-format check-lint check-types check-stubs check-cython check-imports
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
 run: $(BUILT)  ## an example tunnel on 127.0.0.1:8081, with a page to open, until Ctrl-C (ARGS="--log-level debug")
 	@exec $(PY) -m tools.run_example $(ARGS)
@@ -46,8 +47,14 @@ check-cython:
 check-imports:
 	$(VENV)/bin/lint-imports
 
-bench: $(BUILT)  ## how fast it is
-	$(PY) -m pytest bench --benchmark-enable $(ARGS)
+bench: $(BUILT) $(BENCH_READY)  ## how fast it is beside others, 10 minutes (ARGS="--scenario echo"; ARGS=--help)
+	@$(PY) -m bench.load $(ARGS)
+
+bench-quick: $(BUILT) $(BENCH_READY)  ## the same in a minute
+	@$(PY) -m bench.load --quick $(ARGS)
+
+bench-micro: $(BUILT)  ## what a byte costs in the compiled core
+	$(PY) -m pytest bench/micro --benchmark-enable $(ARGS)
 
 chaos: $(BUILT)  ## what a service that stays up promises, tried by kill -9 and worse, 2 minutes (ARGS="--only reload")
 	@$(PY) -m tools.chaos $(ARGS)
@@ -87,6 +94,10 @@ $(READY): requirements-dev.txt
 	    echo >&2 "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-dev.txt
+	@touch $@
+
+$(BENCH_READY): bench/load/requirements.txt $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --requirement bench/load/requirements.txt
 	@touch $@
 
 # A new setup.py may bring new flags, which time stamps alone do not show.

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import sys
 from dataclasses import replace
 from typing import Any
 
+from bench.load import bars, publish
 from bench.load.measure import Bench
 from bench.load.peers import NAMES, Peer, peer_named
 from bench.load.processes import Cpus, descriptors, raise_descriptors
-from bench.load.programs import ROOT, Missing, Programs
+from bench.load.programs import ROOT, MissingError, Programs
 from bench.load.scenarios import FULL, QUICK, SCENARIOS
 from bench.load.table import markdown
+
+_DESCRIPTORS = 24_000  # for 9,000 tunnels, with some to spare
 
 _EPILOG = "\n".join(
     [
@@ -29,8 +31,8 @@ _EPILOG = "\n".join(
         "",
         "A peer that is not installed is named with the command that installs it.",
         "Servers run on the first processor that we may use; clients and backends share the second one.",
-        "A figure is a median over rounds, in each of which every peer has its turn; a ratio is the median of the ratios",
-        "within each round. Nothing else should run meanwhile.",
+        "A figure is a median over rounds, in each of which every peer has its turn; a ratio is the median of the",
+        "ratios within each round. Nothing else should run meanwhile.",
     ]
 )
 
@@ -52,6 +54,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--row", action="append", metavar="TEXT", help='rows with this in their title: "1,000 x 64 B"')
     parser.add_argument("--check", action="store_true", help="compare every byte; figures are not comparable then")
     parser.add_argument("--out", metavar="DIR", help="where results.json and plots go (default: build/bench)")
+    parser.add_argument("--publish", action="store_true", help="results, plots and figures into docs/performance*")
     parser.add_argument("--no-plots", action="store_true", help="results only")
     return parser
 
@@ -99,9 +102,9 @@ def main() -> int:
         peers = _peers(said.peer, special)
         programs = Programs(os.path.join(ROOT, "build", "bench"))
         programs.build()
-    except (ValueError, Missing) as error:
+    except (ValueError, MissingError) as error:
         parser.error(str(error))
-    raise_descriptors()
+    raise_descriptors(_DESCRIPTORS)
     cpus = Cpus()
     machine = _machine(cpus)
     _say(
@@ -115,19 +118,28 @@ def main() -> int:
     def finished(result: dict[str, Any]) -> None:
         _say("\n" + markdown(result, names))
 
-    bench = Bench(programs, plan, peers, _say, finished, checks=said.check, cpus=cpus)
+    bench = Bench(programs, plan, peers, finished, checks=said.check, cpus=cpus)
+    results = bench.run()
+    promises = bars.bars(results)
+    if promises:
+        _say("\n" + bars.markdown(promises))
     found = {
         "format": 1,
         "machine": machine,
         "plan": {"rounds": plan.rounds, "seconds": plan.seconds, "warm_up": plan.warm_up, "checks": said.check},
         "peers": {peer.name: _about(peer) for peer in peers},
-        "results": bench.run(),
+        "results": results,
+        "promises": bars.as_json(promises),
     }
-    out = said.out or os.path.join(ROOT, "build", "bench")
-    os.makedirs(out, exist_ok=True)
-    with open(os.path.join(out, "results.json"), "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=1)
-    _say(f"\n{os.path.join(out, 'results.json')}")
+    out = publish.DOCS if said.publish else said.out or os.path.join(ROOT, "build", "bench")
+    try:
+        written = publish.write(found, out, pictures=not said.no_plots)
+    except MissingError as error:
+        _say(f"\n{os.path.join(out, 'results.json')}\nno plots: {error}")
+        return 1
+    _say("\n" + "\n".join(written))
+    if said.publish:
+        publish.write_page(found, [path for path in written if path.endswith(".svg")])
     return 0
 
 

@@ -17,15 +17,15 @@ from bench.load.processes import Cpus, Process, descriptors, free_port, memory_b
 from bench.load.programs import ROOT, Programs
 from bench.load.scenarios import Memory, Plan, Row
 
-__all__ = ["Bench", "Failed"]
+__all__ = ["Bench", "FailedError"]
 
-_SPARE_DESCRIPTORS = 512
+_TUNNEL_SHARE = 0.89  # of the descriptors are for tunnels: lighttpd stops accepting at nine tenths
 _DESCRIPTORS_PER_TUNNEL = 2
 _COUNTERS = struct.Struct("=4Q")
 _READY_WITHIN_S = 10.0
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A run that gave no figures; the text says why."""
 
 
@@ -52,19 +52,18 @@ class Server:
 
 @dataclass
 class Bench:
-    """Measures; `say` gets a line for whoever waits."""
+    """Measures each row of the plan; `finished` gets every result as soon as there is one."""
 
     programs: Programs
     plan: Plan
     peers: Sequence[Peer]
-    say: Callable[[str], None]
     finished: Callable[[dict[str, Any]], None]
     checks: bool = False
     cpus: Cpus = field(default_factory=Cpus)
     _ports: set[int] = field(default_factory=set)
 
     def run(self) -> list[dict[str, Any]]:
-        """All rows of the plan; each also goes to `finished` when it is done."""
+        """All results, in the order of the plan."""
         results = []
         for group in self.plan.rows:
             results += self._group(group)
@@ -87,7 +86,7 @@ class Bench:
                     continue
                 try:
                     servers.append(stack.enter_context(self._served(peer, group[0].backend)))
-                except Failed as failure:
+                except FailedError as failure:
                     _skip(results, peer, str(failure))
             for turn in range(self.plan.rounds):
                 for server in _rotated(servers, turn):
@@ -103,7 +102,7 @@ class Bench:
             return
         try:
             result["runs"].setdefault(name, []).append(self._measured(server, row))
-        except Failed as failure:
+        except FailedError as failure:
             result["failed"][name] = str(failure)
 
     def _measured(self, server: Server, row: Row) -> dict[str, Any]:
@@ -115,11 +114,11 @@ class Bench:
             self._write(client, f"go {_joined(server.pids())} / {_joined(server.backend_pids())}\n")
             run = _report(client)
         if run["lost"]:
-            raise Failed(_why(run, server))
+            raise FailedError(_why(run, server))
         if self.checks and row.mode == "upload" and server.wrong_bytes() != wrong_before:
-            raise Failed("what the backend got is not what the clients sent")
+            raise FailedError("what the backend got is not what the clients sent")
         if not run["messages"] and row.mode in {"echo", "churn"}:
-            raise Failed("not one message came back")
+            raise FailedError("not one message came back")
         return run
 
     # -- tunnels that are kept
@@ -136,7 +135,7 @@ class Bench:
             try:
                 with self._served(peer, kept.backend) as server:
                     result["looks"][peer.name] = self._looks(server, kept)
-            except Failed as failure:
+            except FailedError as failure:
                 result["failed"][peer.name] = str(failure)
         return result
 
@@ -167,7 +166,7 @@ class Bench:
                 client.stdin.close()
                 said = _report(client)
                 if said["lost"]:
-                    raise Failed(_why(said, server))
+                    raise FailedError(_why(said, server))
         return looks
 
     # -- processes
@@ -176,7 +175,7 @@ class Bench:
     def _served(self, peer: Peer, mode: str) -> Iterator[Server]:
         missing = peer.missing()
         if missing:
-            raise Failed(f"missing: {missing}")
+            raise FailedError(f"missing: {missing}")
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
             os.chmod(folder, 0o755)
@@ -185,9 +184,9 @@ class Bench:
                 folder=folder,
                 port=self._port(),
                 backend=backend_path,
-                stdio_backend=(self.programs.backend, mode, "--stdio", counters),
+                stdio_backend=(self.programs.backend, mode, "--stdio", counters, str(self.cpus.load)),
                 programs=self.programs,
-                connections=(descriptors() - _SPARE_DESCRIPTORS) // _DESCRIPTORS_PER_TUNNEL,
+                connections=int(descriptors() * _TUNNEL_SHARE) // _DESCRIPTORS_PER_TUNNEL,
             )
             backend = Process(
                 [self.programs.backend, mode, f"unix:{backend_path}", counters],
@@ -197,7 +196,7 @@ class Bench:
             )
             stack.callback(backend.stop)
             if backend.stdout.readline() != "ready\n":
-                raise Failed(f"the backend did not start: {backend.last_words()}")
+                raise FailedError(f"the backend did not start: {backend.last_words()}")
             process = Process(
                 peer.command(place),
                 cpu=self.cpus.server,
@@ -207,7 +206,7 @@ class Bench:
             )
             stack.callback(process.stop)
             if not process.listens_within(place.port):
-                raise Failed(f"did not start: {process.last_words() or 'and said nothing'}")
+                raise FailedError(f"did not start: {process.last_words() or 'and said nothing'}")
             yield Server(peer, place, process, backend, counters)
 
     @contextlib.contextmanager
@@ -271,7 +270,7 @@ def _joined(pids: Sequence[int]) -> str:
 def _expect_connected(client: Process) -> None:
     line = client.stdout.readline()
     if line != "connected\n":
-        raise Failed(f"clients cannot connect: {_parsed(line, client)['first_loss']}")
+        raise FailedError(f"clients cannot connect: {_parsed(line, client)['first_loss']}")
 
 
 def _report(client: Process) -> dict[str, Any]:
@@ -282,7 +281,7 @@ def _parsed(line: str, client: Process) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(line)
     except ValueError:
-        raise Failed(f"the client ended: {client.last_words() or line.strip() or 'and said nothing'}") from None
+        raise FailedError(f"the client ended: {client.last_words() or line.strip() or 'and said nothing'}") from None
     return found
 
 

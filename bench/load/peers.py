@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.load.processes import descriptors
 from bench.load.programs import ROOT, Programs
 
 __all__ = ["NAMES", "Peer", "Place", "peer_named"]
@@ -87,7 +88,7 @@ def _lighttpd(place: Place) -> list[str]:
         server.bind = "127.0.0.1"
         server.port = {place.port}
         server.listen-backlog = 4096
-        server.max-fds = {place.connections * 2 + 64}
+        server.max-fds = {descriptors()}
         server.max-connections = {place.connections + 16}
         server.errorlog = "{place.folder}/error.log"
         server.modules = ( "mod_wstunnel" )

@@ -7,14 +7,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-__all__ = ["ROOT", "Missing", "Programs", "compiler"]
+__all__ = ["ROOT", "MissingError", "Programs", "compiler"]
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _SOURCES = os.path.join(os.path.dirname(os.path.abspath(__file__)), "c")
 _FLAGS = ("-std=gnu11", "-O2", "-g", "-Wall", "-Wextra")
 
 
-class Missing(Exception):
+class MissingError(Exception):
     """Something that has to be installed first; the text says how."""
 
 
@@ -43,7 +43,7 @@ class Programs:
     def build(self) -> None:
         """Compile what is older than its source.
 
-        raises  Missing without a compiler, CalledProcessError if it fails
+        raises  MissingError without a compiler, CalledProcessError if it fails
         """
         header = os.path.join(_SOURCES, "common.h")
         os.makedirs(self.folder, exist_ok=True)
@@ -53,6 +53,6 @@ class Programs:
                 continue
             command = compiler()
             if command is None:
-                raise Missing("the load client is a C program: apt-get install gcc libc6-dev")
+                raise MissingError("the load client is a C program: apt-get install gcc libc6-dev")
             subprocess.run([command, *_FLAGS, "-o", f"{program}.new", source], check=True)
             os.replace(f"{program}.new", program)

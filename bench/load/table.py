@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median
 from typing import Any
 
-__all__ = ["cost_of", "figures", "markdown", "ratio", "slope_bytes"]
+__all__ = ["Result", "Run", "cost_of", "figures", "markdown", "rate_of", "ratio", "slope_bytes"]
 
 _MIB = 1 << 20
 
@@ -28,7 +28,7 @@ def cost_of(result: Result, run: Run, whose: str = "server") -> float:
     return float(run[f"{whose}_cpu_ns"]) / 1e3 / max(_work(result, run), 1e-9)
 
 
-def _rate(result: Result, run: Run) -> float:
+def rate_of(result: Result, run: Run) -> float:
     return _work(result, run) / (run["wall_ns"] / 1e9)
 
 
@@ -77,7 +77,7 @@ def _load(result: Result, peers: Iterable[str]) -> tuple[list[str], list[list[st
             lines.append([peer, result["failed"][peer]])
         elif runs:
             costs = [cost_of(result, run) for run in runs]
-            rates = median(_rate(result, run) for run in runs) / (1 if is_stream else 1e3)
+            rates = median(rate_of(result, run) for run in runs) / (1 if is_stream else 1e3)
             line = [peer, *map(_number, (median(costs), min(costs), max(costs)))]
             line += [_number(ratio(result, peer, other)) for other in ("floor", "lighttpd")]
             line.append(_number(rates))

@@ -1,7 +1,7 @@
 /* What stands behind every server under test: as little as a backend can be.
  *
- *     backend MODE LISTEN COUNTERS    (LISTEN: a TCP port, or unix:PATH)
- *     backend MODE --stdio COUNTERS   (one tunnel on stdin and stdout, for servers that start a program per tunnel)
+ *     backend MODE LISTEN COUNTERS         (LISTEN: a TCP port, or unix:PATH)
+ *     backend MODE --stdio COUNTERS CPU    (one tunnel on stdin and stdout, for servers that start a program for each)
  *
  * echo   everything comes back
  * pour   the stream of common.h, as fast as it is taken; what comes in is not read
@@ -13,6 +13,7 @@
 #include "common.h"
 
 #include <poll.h>
+#include <sched.h>
 
 #define READ_BYTES (128 * 1024)
 
@@ -229,18 +230,24 @@ static void serve_one(void)
 int main(int argc, char **argv)
 {
     size_t i = 0;
-    while (argc == 4 && i < 4 && strcmp(argv[1], modes[i]) != 0)
+    bool is_stdio = argc == 5 && strcmp(argv[2], "--stdio") == 0;
+    while (argc >= 4 && i < 4 && strcmp(argv[1], modes[i]) != 0)
         i++;
-    if (argc != 4 || i == 4)
-        die("usage: backend echo|pour|sink|deaf LISTEN|--stdio COUNTERS");
+    if ((argc != 4 && !is_stdio) || i == 4)
+        die("usage: backend echo|pour|sink|deaf LISTEN COUNTERS, or MODE --stdio COUNTERS CPU");
     mode = (enum mode)i;
     make_pattern();
     counters = map_counters(argv[3]);
     signal(SIGPIPE, SIG_IGN);
     as_many_descriptors_as_allowed();
-    if (strcmp(argv[2], "--stdio") == 0)
+    if (is_stdio) {
+        cpu_set_t cpu; /* the server's own would be ours otherwise */
+        CPU_ZERO(&cpu);
+        CPU_SET((size_t)atoi(argv[4]), &cpu);
+        sched_setaffinity(0, sizeof cpu, &cpu);
         serve_one();
-    else
+    } else {
         serve_many(argv[2]);
+    }
     return 0;
 }

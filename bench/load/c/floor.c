@@ -8,12 +8,13 @@
 #include "common.h"
 
 #define READ_BYTES (128 * 1024)
+#define SPARES 64 /* buffers that wait for being used again */
 
 struct leg {
     int fd;
     uint32_t events; /* that epoll watches now */
     bool no_more_input;
-    uint8_t *kept; /* owned; what the other leg said and this one did not take yet */
+    uint8_t *kept; /* owned, READ_BYTES long; what the other leg said and this one did not take yet */
     size_t kept_at, kept_bytes;
     struct leg *other;
 };
@@ -26,7 +27,22 @@ struct tunnel {
 
 static int epoll;
 static struct tunnel *dead; /* freed after the events of the round, which may still name them */
-static uint8_t buffer[READ_BYTES];
+static uint8_t *buffer;         /* owned; changes places with what has to be kept, so that nothing is copied */
+static uint8_t *spare[SPARES];
+static size_t spares;
+
+static uint8_t *a_buffer(void)
+{
+    return spares ? spare[--spares] : must_have(malloc(READ_BYTES));
+}
+
+static void give_back(uint8_t *used)
+{
+    if (used == NULL || spares == SPARES)
+        free(used);
+    else
+        spare[spares++] = used;
+}
 
 static struct tunnel *tunnel_of(struct leg *leg)
 {
@@ -80,7 +96,7 @@ static void flush(struct leg *leg)
         leg->kept_at += (size_t)n, leg->kept_bytes -= (size_t)n;
     if (leg->kept_bytes)
         return;
-    free(leg->kept);
+    give_back(leg->kept);
     leg->kept = NULL;
     if (leg->other->no_more_input)
         shutdown(leg->fd, SHUT_WR);
@@ -114,9 +130,8 @@ static void relay(struct leg *from)
     if (sent < 0)
         sent = 0;
     if (sent < n) {
-        to->kept_at = 0, to->kept_bytes = (size_t)(n - sent);
-        to->kept = must_have(malloc(to->kept_bytes));
-        memcpy(to->kept, buffer + sent, to->kept_bytes);
+        to->kept = buffer, to->kept_at = (size_t)sent, to->kept_bytes = (size_t)(n - sent);
+        buffer = a_buffer();
         look_for(to);
         look_for(from);
     }
@@ -153,6 +168,7 @@ int main(int argc, char **argv)
     struct address backend = address_of(argv[2]);
     int listener = listen_at(argv[1]);
     struct epoll_event events[EVENTS];
+    buffer = a_buffer();
     epoll = epoll_create1(EPOLL_CLOEXEC);
     watch(epoll, listener, EPOLLIN, NULL, EPOLL_CTL_ADD);
     for (;;) {
@@ -174,8 +190,8 @@ int main(int argc, char **argv)
         while (dead) {
             struct tunnel *t = dead;
             dead = t->next_dead;
-            free(t->client.kept);
-            free(t->backend.kept);
+            give_back(t->client.kept);
+            give_back(t->backend.kept);
             free(t);
         }
     }

@@ -20,7 +20,7 @@ class _Backend(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._client.ws.send(picows.WSMsgType.BINARY, data)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self._client.ws.disconnect()
 
     def pause_writing(self) -> None:
@@ -63,7 +63,7 @@ class _Client(picows.WSListener):
         else:
             self._early.append(frame.get_payload_as_bytes())
 
-    def on_ws_disconnected(self, transport: picows.WSTransport) -> None:
+    def on_ws_disconnected(self, _transport: picows.WSTransport) -> None:
         if self._backend is not None:
             self._backend.close()
 

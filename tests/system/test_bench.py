@@ -1,0 +1,252 @@
+"""The bench measures what it says: content, counts, whose CPU, and results that are whole. Not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.load import bars, table
+from bench.load.measure import Bench, FailedError
+from bench.load.peers import NAMES, Peer, peer_named
+from bench.load.processes import Cpus, Process, free_port, memory_bytes
+from bench.load.programs import ROOT, Programs, compiler
+from bench.load.scenarios import FULL, QUICK, SCENARIOS, Memory, Plan, Row
+
+pytestmark = pytest.mark.skipif(
+    compiler() is None and "CI" not in os.environ,
+    reason="the load client is a C program: apt-get install gcc libc6-dev",
+)
+
+SHORT = Plan(rounds=2, seconds=0.05, warm_up=0.02, rows=(), memory=())
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Programs:
+    built = Programs(str(tmp_path_factory.mktemp("bench")))
+    built.build()
+    return built
+
+
+def measured(
+    programs: Programs, peers: list[Peer], *rows: Row, memory: tuple[Memory, ...] = ()
+) -> list[dict[str, Any]]:
+    """The results of a checked run; they are JSON, and nobody failed but who is meant to."""
+    plan = replace(SHORT, rows=tuple((row,) for row in rows), memory=memory)
+    bench = Bench(programs, plan, peers, finished=lambda result: None, checks=True)
+    results = bench.run()
+    return json.loads(json.dumps(results))
+
+
+@pytest.fixture
+def backend(programs: Programs, tmp_path: Path) -> Iterator[Callable[..., tuple[int, Path]]]:
+    """`backend(mode)`: the port of one that runs, and its counters."""
+    with ExitStack() as stack:
+
+        def start(mode: str) -> tuple[int, Path]:
+            port, counters = free_port(), tmp_path / f"{mode}-counters"
+            process = Process(
+                [programs.backend, mode, str(port), str(counters)],
+                cpu=Cpus().load,
+                log=str(tmp_path / "log"),
+                pipes=True,
+            )
+            stack.callback(process.stop)
+            assert process.stdout.readline() == "ready\n", process.last_words()
+            return port, counters
+
+        yield start
+
+
+def client(programs: Programs, port: int, *arguments: str) -> dict[str, Any]:
+    """What the client reports of a run without a server between it and whoever listens at that port."""
+    command = [programs.client, "--to", str(port), "--seconds", "0.05", "--warm-up", "0.01", *arguments]
+    done = subprocess.run(command, input="go\n", capture_output=True, text=True, check=True, timeout=60)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_peers_carry_checked_content_and_their_results_are_whole(programs: Programs):
+    peers = [peer_named("floor"), peer_named("wstunnel")]
+    rows = (
+        Row("echo", "echo", 3, 70_000, in_flight=3),
+        Row("upload", "upload", 2, 5000),
+        Row("download", "download", 2, 5000),
+        Row("churn", "churn", 2, 64),
+        Row("fair", "echo", 3, 64, greedy=1),
+    )
+    idle = Memory("idle", "idle", "hold", "echo", (2, 5))
+    stalled = Memory("stall", "stalled", "flood", "deaf", (2,), (0.01, 0.02))
+
+    results = measured(programs, peers, *rows, memory=(idle, stalled))
+
+    assert [result["scenario"] for result in results] == [
+        "echo",
+        "upload",
+        "download",
+        "churn",
+        "fair",
+        "idle",
+        "stall",
+    ]
+    for result in results:
+        assert result["failed"] == {}
+        if result["kind"] == "memory":
+            assert {peer: len(looks) for peer, looks in result["looks"].items()} == {"floor": 3, "wstunnel": 3}
+            assert all(look["bytes"] > 0 for looks in result["looks"].values() for look in looks)
+            continue
+        for peer in ("floor", "wstunnel"):
+            runs = result["runs"][peer]
+            assert len(runs) == SHORT.rounds
+            for run in runs:
+                assert run["lost"] == 0
+                assert min(run["server_cpu_ns"], run["client_cpu_ns"], run["backend_cpu_ns"], run["wall_ns"]) > 0
+                assert run["open"] == result["connections"] + result["greedy"] or result["mode"] == "churn"
+                assert run["sunk_bytes"] > 0 or result["mode"] == "download"
+        names, lines = table.figures(result, ["floor", "wstunnel"])
+        assert [len(line) for line in lines] == [len(names)] * 2
+        text = table.markdown(result, ["floor", "wstunnel"])
+        assert text.count("\n") == 5
+    echo, *_, fair, idle_result, _ = results
+    for run in (*echo["runs"]["floor"], *echo["runs"]["wstunnel"]):
+        assert set(run["latency_us"]) == {"p50", "p90", "p99", "p99.9", "max"}
+        assert run["latency_us"]["p50"] <= run["latency_us"]["p99"] <= run["latency_us"]["max"]
+    assert all(run["greedy_bytes"] > 0 for run in fair["runs"]["wstunnel"])
+    assert [look["tunnels"] for look in idle_result["looks"]["wstunnel"]] == [0, 2, 5]
+    assert {bar.verdict for bar in bars.bars(results)} <= {"reached", "beyond", "NOT REACHED"}
+    assert any("against the floor" in bar.what for bar in bars.bars(results))
+
+
+@pytest.mark.parametrize("arguments", [(), ("--raw",)])
+def test_a_client_that_checks_notices_content_that_is_not_its_own(programs: Programs, backend, arguments):
+    port, _ = backend("pour")
+
+    if not arguments:
+        said = client(programs, port, "--mode", "echo")
+        assert "an answer without an end" in said["first_loss"]
+    else:
+        said = client(programs, port, "--mode", "echo", "--check", *arguments)
+        assert "content differs" in said["first_loss"]
+    assert said["lost"] == 1
+
+
+def test_a_backend_notices_an_upload_that_is_not_the_stream(programs: Programs, backend):
+    port, counters = backend("sink")
+
+    right = client(programs, port, "--mode", "upload", "--raw", "--check", "--counters", str(counters))
+    wrong_of_right = int.from_bytes(counters.read_bytes()[24:32], sys.byteorder)
+    client(programs, port, "--mode", "upload", "--raw")  # unchecked: the same piece over and over
+
+    assert right["sunk_bytes"] > 0
+    assert wrong_of_right == 0
+    assert int.from_bytes(counters.read_bytes()[24:32], sys.byteorder) > 0
+
+
+def test_every_message_that_is_counted_went_through_the_backend(programs: Programs, backend):
+    port, counters = backend("echo")
+
+    run = client(programs, port, "--mode", "echo", "--raw", "--check", "--size", "100", "--in-flight", "4")
+
+    received, sent = (int.from_bytes(counters.read_bytes()[at : at + 8], sys.byteorder) for at in (8, 16))
+    assert run["messages"] * 106 <= received
+    assert run["payload_bytes"] <= sent <= received
+    assert run["messages"] > 0
+
+
+def test_a_server_that_goes_away_fails_the_run_and_not_the_bench(programs: Programs):
+    dies = replace(peer_named("floor"), name="dies", command=lambda place: ["false"])
+    row = Row("echo", "echo", 1, 64)
+
+    (result,) = measured(programs, [dies, peer_named("floor")], row)
+
+    assert result["failed"]["dies"].startswith("did not start")
+    assert len(result["runs"]["floor"]) == SHORT.rounds
+
+
+def test_a_peer_that_is_missing_is_named_with_its_remedy(programs: Programs):
+    absent = replace(peer_named("lighttpd"), missing=lambda: "apt-get install it")
+
+    (result,) = measured(programs, [absent], Row("echo", "echo", 1, 64))
+
+    assert "| lighttpd | missing: apt-get install it |" in table.markdown(result, ["lighttpd"])
+
+
+def test_a_peer_is_not_given_more_tunnels_than_it_can_have(programs: Programs):
+    small = replace(peer_named("floor"), name="small", most_connections=2, why_no_more="is small")
+    rows = (Row("echo", "echo", 2, 64), Row("echo", "echo", 3, 64))
+
+    fits, too_many = measured(programs, [small], *rows)
+
+    assert len(fits["runs"]["small"]) == SHORT.rounds
+    assert too_many["failed"] == {"small": "is small: not more than 2"}
+
+
+def test_master_and_workers_are_both_accounted_and_backends_are_not(programs: Programs):
+    bench = Bench(programs, SHORT, [], finished=lambda result: None)
+
+    with bench._served(peer_named("wstunnel --workers 2"), "echo") as server:
+        pids = server.pids()
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids]
+        assert len(pids) == 3, commands
+        assert sum(b"wstunnel.server.carrier" in command for command in commands) == 2
+        assert server.backend is not None
+        assert server.backend.pid not in pids
+        assert memory_bytes(pids) > memory_bytes(pids[:1]) > 0
+        assert {frozenset(os.sched_getaffinity(pid)) for pid in pids} == {frozenset({bench.cpus.server})}
+
+
+def test_nobody_to_connect_is_a_failed_run(programs: Programs):
+    bench = Bench(programs, SHORT, [], finished=lambda result: None)
+
+    with bench._served(peer_named("floor"), "echo") as server:
+        server.process.stop()
+        with pytest.raises(FailedError, match="clients cannot connect"):
+            bench._measured(server, Row("echo", "echo", 1, 64))
+
+
+def test_a_ratio_is_of_the_same_round():
+    cheap, dear = {"server_cpu_ns": 1000, "messages": 1}, {"server_cpu_ns": 8000, "messages": 1}
+    result = {"mode": "echo", "runs": {"a": [dear, cheap, dear], "floor": [dear, cheap, dear]}}
+
+    assert table.ratio(result, "a", "floor") == 1
+    assert table.ratio(result, "a", "absent") is None
+
+
+def test_memory_of_each_tunnel_is_the_slope_and_not_what_the_server_needs_alone():
+    looks = [{"tunnels": n, "after_s": 0.0, "bytes": 50_000 + 300 * n} for n in (0, 10, 20, 40)]
+
+    assert table.slope_bytes(looks) == pytest.approx(300)
+
+
+def test_every_scenario_and_peer_is_explained_and_can_be_chosen():
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    assert all(f"  {name} " in done.stdout for name in (*SCENARIOS, *NAMES))
+    used = {group[0].scenario for group in FULL.rows} | {kept.scenario for kept in FULL.memory}
+    assert used == set(SCENARIOS)
+    assert QUICK.rounds >= 3
+    assert FULL.rounds >= 5
+    with pytest.raises(ValueError, match="take one of floor, wstunnel"):
+        peer_named("nginx")
+
+
+def test_a_client_reaches_nothing_but_this_machine(programs: Programs):
+    done = subprocess.run(
+        [programs.client, "--mode", "echo", "--to", f"{socket.gethostname()}:80"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "take unix:PATH or a TCP port" in done.stderr
