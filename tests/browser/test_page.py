@@ -66,6 +66,7 @@ class Program:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "wstunnel", "--listen", "127.0.0.1:0", *map(str, arguments)],
                 cwd=ROOT,
+                env={**os.environ, "RUNTIME_DIRECTORY": str(folder / "run")},
                 stdout=subprocess.PIPE,
                 stderr=log,
             )

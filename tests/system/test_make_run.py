@@ -36,7 +36,7 @@ class Terminal:
         self._process = subprocess.Popen(
             [sys.executable, "-c", TAKE_TERMINAL, *command],
             cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(tmp)},
+            env=os.environ | {"TMPDIR": str(tmp), "RUNTIME_DIRECTORY": str(tmp / "run")},
             stdin=inner,
             stdout=inner,
             stderr=inner,
@@ -92,8 +92,10 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 def test_make_run_serves_a_page_until_ctrl_c_and_leaves_nothing(terminal, tmp_path):
     address = terminal.read_until(r"page +(http://127\.0\.0\.1:[0-9]+/)\n")[1]
     terminal.read_until(r"websocket +ws://127\.0\.0\.1:[0-9]+/ws/\n")
-    (folder,) = tmp_path.iterdir()
-    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder,) = tmp_path.glob("wstunnel-*")
+    assert [each.name.partition("-")[0] for each in (tmp_path / "run").iterdir()] == ["control"]
+    for each in (folder, tmp_path / "run"):
+        assert each.stat().st_mode & 0o777 == 0o700
     with urllib.request.urlopen(address, timeout=DEADLINE_S) as answer:
         assert b"<title>" in answer.read()
 
