@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.load.peers import Peer, Place
-from bench.load.processes import Cpus, Process, descriptors, free_port, memory_bytes
+from bench.load.processes import Cpus, Process, cpu_s, descriptors, free_port, memory_bytes
 from bench.load.programs import ROOT, Programs
 from bench.load.scenarios import Memory, Plan, Row
 
@@ -23,6 +23,9 @@ _TUNNEL_SHARE = 0.89  # of the descriptors are for tunnels: lighttpd stops accep
 _DESCRIPTORS_PER_TUNNEL = 2
 _COUNTERS = struct.Struct("=4Q")
 _READY_WITHIN_S = 10.0
+_SETTLED_WITHIN_S = 3.0
+_LOOK_EVERY_S = 0.01
+_QUIET_SHARE = 0.1
 
 
 class FailedError(Exception):
@@ -45,9 +48,37 @@ class Server:
     def backend_pids(self) -> list[int]:
         return [self.backend.pid] if self.backend is not None else []
 
+    def accepted(self) -> int:
+        """Tunnels that ever reached the backend."""
+        return self._counted()[0]
+
     def wrong_bytes(self) -> int:
+        """Bytes that reached the backend and were not what the clients said."""
+        return self._counted()[3]
+
+    def wait_for_backend(self, accepted: int) -> None:
+        """Wait until so many tunnels have reached the backend: some servers say 101 before they start a program.
+
+        raises  FailedError if they do not
+        """
+        if not _happens(lambda: self.accepted() >= accepted, _READY_WITHIN_S):
+            raise FailedError(f"{accepted - self.accepted()} tunnels did not reach the backend")
+
+    def settle(self) -> None:
+        """Wait until it has done what a run left to do, such as ending programs, lest the next peer pays for it."""
+        before_s = cpu_s(self.process.tree(but=""))
+
+        def is_quiet() -> bool:
+            nonlocal before_s
+            now_s = cpu_s(self.process.tree(but=""))
+            used_s, before_s = now_s - before_s, now_s
+            return abs(used_s) < _QUIET_SHARE * _LOOK_EVERY_S
+
+        _happens(is_quiet, _SETTLED_WITHIN_S)
+
+    def _counted(self) -> tuple[int, ...]:
         with open(self.counters, "rb") as file:
-            return int(_COUNTERS.unpack(file.read(_COUNTERS.size))[3])
+            return _COUNTERS.unpack(file.read(_COUNTERS.size))
 
 
 @dataclass
@@ -80,9 +111,9 @@ class Bench:
         with contextlib.ExitStack() as stack:
             servers = []
             for peer in wanted:
-                most = peer.most_connections
-                if most is not None and max(row.connections for row in group) > most:
-                    _skip(results, peer, f"{peer.why_no_more}: not more than {most}")
+                unfit = peer.unfit(group[0].scenario, max(row.connections for row in group))
+                if unfit:
+                    _skip(results, peer, unfit)
                     continue
                 try:
                     servers.append(stack.enter_context(self._served(peer, group[0].backend)))
@@ -106,13 +137,16 @@ class Bench:
             result["failed"][name] = str(failure)
 
     def _measured(self, server: Server, row: Row) -> dict[str, Any]:
-        wrong_before = server.wrong_bytes()
+        wrong_before, accepted_before = server.wrong_bytes(), server.accepted()
         arguments = ["--in-flight", str(row.in_flight), "--greedy", str(row.greedy)]
         arguments += ["--seconds", str(self.plan.seconds), "--warm-up", str(self.plan.warm_up)]
         with self._client(server, row.mode, row.connections, row.size, *arguments) as client:
-            _expect_connected(client)
+            _expect_connected(client, server)
+            if row.mode != "churn":
+                server.wait_for_backend(accepted_before + row.connections + row.greedy)
             self._write(client, f"go {_joined(server.pids())} / {_joined(server.backend_pids())}\n")
             run = _report(client)
+        server.settle()
         if run["lost"]:
             raise FailedError(_why(run, server))
         if self.checks and row.mode == "upload" and server.wrong_bytes() != wrong_before:
@@ -144,7 +178,7 @@ class Bench:
         most = min(server.peer.most_connections or server.place.connections, server.place.connections)
         steps = sorted({min(step, most) for step in kept.steps})
         with self._client(server, "hold", 1, kept.size) as client:  # whatever is loaded late is loaded now
-            _expect_connected(client)
+            _expect_connected(client, server)
             client.stdin.close()
             _report(client)
         base = memory_bytes(server.pids())
@@ -153,7 +187,7 @@ class Bench:
             clients, open_now = [], 0
             for step in steps:
                 clients.append(stack.enter_context(self._client(server, kept.mode, step - open_now, kept.size)))
-                _expect_connected(clients[-1])
+                _expect_connected(clients[-1], server)
                 open_now = step
                 if not kept.looks_s:
                     time.sleep(0.2)
@@ -263,14 +297,23 @@ def _rotated(servers: Sequence[Server], turn: int) -> list[Server]:
     return [*servers[at:], *servers[:at]]
 
 
+def _happens(what: Callable[[], bool], within_s: float) -> bool:
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        time.sleep(_LOOK_EVERY_S)
+        if what():
+            return True
+    return False
+
+
 def _joined(pids: Sequence[int]) -> str:
     return " ".join(map(str, pids))
 
 
-def _expect_connected(client: Process) -> None:
+def _expect_connected(client: Process, server: Server) -> None:
     line = client.stdout.readline()
     if line != "connected\n":
-        raise FailedError(f"clients cannot connect: {_parsed(line, client)['first_loss']}")
+        raise FailedError(f"clients cannot connect: {_why(_parsed(line, client), server)}")
 
 
 def _report(client: Process) -> dict[str, Any]:
@@ -287,4 +330,4 @@ def _parsed(line: str, client: Process) -> dict[str, Any]:
 
 def _why(run: dict[str, Any], server: Server) -> str:
     why = f"{run['lost']} connections lost, the first one: {run['first_loss']}"
-    return why if server.process.is_running else f"{why}; the server ended: {server.process.last_words()}"
+    return why if server.process.is_running else f"{why}; the server ended: {server.process.how_it_ended()}"

@@ -45,7 +45,16 @@ class Peer:
     version: Callable[[], str]
     is_raw: bool = False  # relays bytes and knows nothing of WebSocket
     most_connections: int | None = None
-    why_no_more: str = ""
+    leaves_out: str = ""  # a scenario
+    why: str = ""  # it does so, and has no more connections
+
+    def unfit(self, scenario: str, connections: int) -> str | None:
+        """Why it does not run there, if it does not."""
+        if scenario == self.leaves_out:
+            return f"not in these rows: it {self.why}"
+        if self.most_connections is not None and connections > self.most_connections:
+            return f"not with more than {self.most_connections} connections: it {self.why}"
+        return None
 
 
 def _needs(command: str, remedy: str) -> Callable[[], str | None]:
@@ -192,7 +201,8 @@ _PEERS = {
             missing=_needs_module("websockify", _PIP),
             version=_distribution("websockify"),
             most_connections=200,
-            why_no_more=_FORKS,
+            leaves_out="sweep",
+            why=_FORKS,
         ),
         Peer(
             "websocketd",
@@ -204,7 +214,8 @@ _PEERS = {
             missing=_needs("websocketd", "apt-get install --no-install-recommends websocketd"),
             version=_says("websocketd", "--version"),
             most_connections=200,
-            why_no_more=_FORKS,
+            leaves_out="sweep",
+            why=_FORKS,
         ),
     )
 }

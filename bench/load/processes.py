@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-__all__ = ["Cpus", "Process", "descriptors", "free_port", "memory_bytes", "raise_descriptors"]
+__all__ = ["Cpus", "Process", "cpu_s", "descriptors", "free_port", "memory_bytes", "raise_descriptors"]
 
 _START_WITHIN_S = 15.0
 _STOP_WITHIN_S = 1.0
 _PR_SET_PDEATHSIG = 1
+_CPUCLOCK_SCHED = 2
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -91,6 +92,10 @@ class Process:
             return lines[-1][:300] if lines else ""
         return ""
 
+    def how_it_ended(self) -> str:
+        """Exit code or signal, and what it said last."""
+        return f"{self._popen.poll()}, {self.last_words() or 'and said nothing'}"
+
     def listens_within(self, port: int) -> bool:
         """Whether it takes connections at that port before it ends or the time is over."""
         deadline_s = time.monotonic() + _START_WITHIN_S
@@ -130,6 +135,20 @@ class Process:
         for pid in descendants:  # that it did not end
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """Seconds of CPU that these processes have taken so far."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += time.clock_gettime(_process_clock(pid))
+    return total
+
+
+def _process_clock(pid: int) -> int:
+    """The kernel's CPU clock of a process, as clock_getcpuclockid(3) makes it."""
+    return (~pid << 3) | _CPUCLOCK_SCHED
 
 
 def memory_bytes(pids: Sequence[int]) -> int:

@@ -10,10 +10,10 @@ from typing import Any
 from bench.load import bars, plots, table
 from bench.load.programs import ROOT
 
-__all__ = ["DOCS", "write", "write_page"]
+__all__ = ["DOCS", "PAGE", "write", "write_page"]
 
 DOCS = os.path.join(ROOT, "docs", "performance")
-_PAGE = os.path.join(ROOT, "docs", "performance.md")
+PAGE = os.path.join(ROOT, "docs", "performance.md")
 _BEGIN, _END = "<!-- figures: written by `make bench ARGS=--publish` -->", "<!-- end of figures -->"
 
 
@@ -30,15 +30,18 @@ def write(found: dict[str, Any], folder: str, *, pictures: bool) -> list[str]:
     return [path, *(plots.draw(found["results"], folder) if pictures else [])]
 
 
-def write_page(found: dict[str, Any], pictures: list[str]) -> None:
-    """Put these figures where the old ones stand in docs/performance.md."""
-    with open(_PAGE, encoding="utf-8") as file:
+def write_page(found: dict[str, Any], pictures: list[str], path: str = PAGE) -> None:
+    """Put these figures where the old ones stand in the page.
+
+    raises  ValueError if the page does not say where
+    """
+    with open(path, encoding="utf-8") as file:
         page = file.read()
     figures = f"{_BEGIN}\n\n{_figures(found, pictures)}\n\n{_END}"
     page, times = re.subn(f"{re.escape(_BEGIN)}.*{re.escape(_END)}", lambda _: figures, page, flags=re.DOTALL)
     if times != 1:
-        raise ValueError(f"{_PAGE}: {_BEGIN!r} and {_END!r} have to stand there once")
-    with open(_PAGE, "w", encoding="utf-8") as file:
+        raise ValueError(f"{path}: {_BEGIN!r} and {_END!r} have to stand there once")
+    with open(path, "w", encoding="utf-8") as file:
         file.write(page)
 
 

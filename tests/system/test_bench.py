@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.load import bars, table
+from bench.load import bars, publish, table
 from bench.load.measure import Bench, FailedError
 from bench.load.peers import NAMES, Peer, peer_named
 from bench.load.processes import Cpus, Process, free_port, memory_bytes
@@ -180,13 +180,13 @@ def test_a_peer_that_is_missing_is_named_with_its_remedy(programs: Programs):
 
 
 def test_a_peer_is_not_given_more_tunnels_than_it_can_have(programs: Programs):
-    small = replace(peer_named("floor"), name="small", most_connections=2, why_no_more="is small")
+    small = replace(peer_named("floor"), name="small", most_connections=2, why="is small")
     rows = (Row("echo", "echo", 2, 64), Row("echo", "echo", 3, 64))
 
     fits, too_many = measured(programs, [small], *rows)
 
     assert len(fits["runs"]["small"]) == SHORT.rounds
-    assert too_many["failed"] == {"small": "is small: not more than 2"}
+    assert too_many["failed"] == {"small": "not with more than 2 connections: it is small"}
 
 
 def test_master_and_workers_are_both_accounted_and_backends_are_not(programs: Programs):
@@ -210,6 +210,65 @@ def test_nobody_to_connect_is_a_failed_run(programs: Programs):
         server.process.stop()
         with pytest.raises(FailedError, match="clients cannot connect"):
             bench._measured(server, Row("echo", "echo", 1, 64))
+
+
+def test_figures_take_the_place_of_older_ones_in_the_page(programs: Programs, tmp_path: Path):
+    (result,) = measured(programs, [peer_named("floor")], Row("echo", "echo", 1, 64))
+    machine = dict.fromkeys(("at", "cpus", "cpu", "kernel", "python"), "?") | {"load_average": 0.5}
+    peers = {"floor": {"what": "bare C", "version": "1", "missing": None}}
+    peers["lighttpd"] = {"what": "lighttpd", "version": None, "missing": "apt-get install it"}
+    found = {"machine": machine, "plan": {"rounds": 2, "seconds": 0.05}, "peers": peers, "results": [result]}
+    page = tmp_path / "page.md"
+    page.write_text(Path(publish.PAGE).read_text(encoding="utf-8"), encoding="utf-8")
+    before = page.read_text(encoding="utf-8").partition("<!-- figures")
+
+    for _ in range(2):
+        publish.write_page(found, ["x/size.svg"], str(page))
+
+    after = page.read_text(encoding="utf-8").partition("<!-- figures")
+    assert after[0] == before[0]
+    assert after[2].count("**echo: 1 x 64 B x 1**") == 1
+    assert "![size.svg](performance/size.svg)" in after[2]
+    assert "| lighttpd | lighttpd | missing: apt-get install it |" in after[2]
+    page.write_text("nothing", encoding="utf-8")
+    with pytest.raises(ValueError, match="have to stand there once"):
+        publish.write_page(found, [], str(page))
+
+
+def test_results_are_written_as_they_are_and_plots_are_not_asked_for(tmp_path: Path):
+    found = {"results": [], "machine": {"cpu": "µ"}}
+
+    written = publish.write(found, str(tmp_path / "out"), pictures=False)
+
+    assert written == [str(tmp_path / "out" / "results.json")]
+    assert json.loads(Path(written[0]).read_text(encoding="utf-8")) == found
+
+
+def test_promises_are_held_against_the_same_round_and_say_what_is_not_reached():
+    def run(cpu_us: int, p99: float) -> dict[str, Any]:
+        return {"server_cpu_ns": cpu_us * 1000, "messages": 1, "latency_us": {"p50": 1.0, "p99": p99}}
+
+    row = {"kind": "load", "scenario": "echo", "title": "t", "mode": "echo", "size": 64, "in_flight": 1, "greedy": 0}
+    runs = {"wstunnel": [run(12, 5.0)], "floor": [run(10, 1.0)], "lighttpd": [run(24, 10.0)]}
+    fair = row | {"scenario": "fair", "connections": 100}
+    looks = [{"tunnels": n, "after_s": 0.0, "bytes": 2048 * n} for n in (0, 10, 20)]
+    idle = {"kind": "memory", "scenario": "idle", "title": "idle", "looks": {"wstunnel": looks}}
+    results = [
+        row | {"connections": 1000, "runs": runs},
+        fair | {"runs": {"wstunnel": [run(1, 5.0)]}},
+        fair | {"greedy": 1, "runs": {"wstunnel": [run(1, 9.0)]}},
+        idle,
+    ]
+
+    found = {bar.what: (round(bar.found, 6), bar.verdict) for bar in bars.bars(results)}
+
+    assert found == {
+        "echo t: CPU against the floor": (1.2, "NOT REACHED"),
+        "echo t: times cheaper than lighttpd": (2.0, "reached"),
+        "echo t: p99 latency against lighttpd": (0.5, "reached"),
+        "fair t: p99 against alone": (1.8, "reached"),
+        "idle idle: memory of each": (2.0, "reached"),
+    }
 
 
 def test_a_ratio_is_of_the_same_round():
