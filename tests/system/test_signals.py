@@ -163,7 +163,11 @@ def idle_of(service: Service) -> int:
     return 0
 
 
+_OF_THE_C_LIBRARY = 1 << 31 | 1 << 32
+"""Signals 32 and 33: no program can use them, and whoever was started by posix_spawn finds them ignored."""
+
+
 def signals_of(pid: int) -> tuple[int, int]:
     """Those that are blocked, and those that are ignored, bit by bit."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(lines["SigBlk"], 16), int(lines["SigIgn"], 16)
+    return int(lines["SigBlk"], 16), int(lines["SigIgn"], 16) & ~_OF_THE_C_LIBRARY
