@@ -15,7 +15,7 @@ from bench.load.measure import Bench
 from bench.load.peers import NAMES, Peer, peer_named
 from bench.load.processes import Cpus, descriptors, raise_descriptors
 from bench.load.programs import ROOT, MissingError, Programs
-from bench.load.scenarios import FULL, QUICK, SCENARIOS
+from bench.load.scenarios import FULL, QUICK, SCENARIOS, Plan
 from bench.load.table import markdown
 
 _DESCRIPTORS = 24_000  # for 9,000 tunnels, with some to spare
@@ -59,10 +59,13 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _peers(names: list[str] | None, plan_only: set[str]) -> list[Peer]:
-    if names:
-        return [peer_named(name) for name in names]
-    return [peer_named(name) for name in (*NAMES, *sorted(plan_only - set(NAMES)))]
+def _peers(names: list[str] | None, plan: Plan) -> list[Peer]:
+    """Those that were asked for, or all; then their kin that only some rows name."""
+    peers = [peer_named(name) for name in names or NAMES]
+    known = {peer.name for peer in peers}
+    named = dict.fromkeys(name for group in plan.rows for name in group[0].only if name not in NAMES)
+    guests = [name for name in named if name not in known and name.partition(" ")[0] in known]
+    return peers + [replace(peer_named(name), is_guest=True) for name in guests]
 
 
 def _machine(cpus: Cpus) -> dict[str, Any]:
@@ -97,9 +100,8 @@ def main() -> int:
         plan = replace(plan, rows=rows, memory=())
     if not plan.rows and not plan.memory:
         parser.error("no row is left to measure")
-    special = {name for group in plan.rows for name in group[0].only}
     try:
-        peers = _peers(said.peer, special)
+        peers = _peers(said.peer, plan)
         programs = Programs(os.path.join(ROOT, "build", "bench"))
         programs.build()
     except (ValueError, MissingError) as error:

@@ -107,7 +107,8 @@ class Bench:
 
     def _group(self, group: Sequence[Row]) -> list[dict[str, Any]]:
         results = [_blank(row) for row in group]
-        wanted = [peer for peer in self.peers if not group[0].only or peer.name in group[0].only]
+        only = group[0].only
+        wanted = [peer for peer in self.peers if (peer.name in only if only else not peer.is_guest)]
         with contextlib.ExitStack() as stack:
             servers = []
             for peer in wanted:
@@ -166,6 +167,8 @@ class Bench:
             "failed": {},
         }
         for peer in self.peers:
+            if peer.is_guest:
+                continue
             try:
                 with self._served(peer, kept.backend) as server:
                     result["looks"][peer.name] = self._looks(server, kept)

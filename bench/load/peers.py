@@ -44,6 +44,7 @@ class Peer:
     missing: Callable[[], str | None]  # what to install, if that is needed
     version: Callable[[], str]
     is_raw: bool = False  # relays bytes and knows nothing of WebSocket
+    is_guest: bool = False  # runs in the rows that name it, and in no others
     most_connections: int | None = None
     leaves_out: str = ""  # a scenario
     why: str = ""  # it does so, and has no more connections
