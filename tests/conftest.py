@@ -12,6 +12,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import pytest
@@ -27,6 +28,12 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "uvloop": uvloop.new_event_loop,
 }
 
+IO: ContextVar[str] = ContextVar("IO", default="auto")
+"""How the tunnels of this run read plain sockets: `Settings.io`, for the helpers that make tunnels."""
+
+STEPS = [("asyncio", "protocol"), ("uvloop", "protocol"), ("uvloop", "hub")]
+"""Loops and ways of reading that a tunnel is tried on: the loop's transports differ, below the hub loops hardly do."""
+
 WATCHED = ("wire", "system")
 """Folders of tests/ whose tests open sockets, run tasks or start children."""
 
@@ -34,16 +41,18 @@ WATCHED = ("wire", "system")
 class Run:
     """Runs a coroutine to its end in a fresh loop, and fails on what the loop would only have logged.
 
-    in      coroutine; timeout_s: the whole run, so that a hang names the await it hangs in
+    in      kind  of loop; io: as in Settings
+            coroutine; timeout_s: the whole run, so that a hang names the await it hangs in
     out     the coroutine's result
     raises  whatever it raises; AssertionError on a task left behind or on a call of the loop's exception handler
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, io: str = "auto") -> None:
+        self.kind, self.io = kind, io
 
     def __call__(self, coroutine: Coroutine[Any, Any, T], *, timeout_s: float = 45.0) -> T:
         faults: list[dict[str, Any]] = []
+        IO.set(self.io)
         with asyncio.Runner(loop_factory=LOOPS[self.kind]) as runner:
             runner.get_loop().set_exception_handler(lambda _loop, context: faults.append(context))
             result = runner.run(_watched(coroutine, timeout_s))

@@ -1,24 +1,15 @@
 # cython: language_level=3
-"""Layout of the relay: two legs, the tunnel that joins them, and what a worker shares among all of them."""
+"""Layout of the relay: two legs, and the tunnel that joins them."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
+from wstunnel._hub cimport Hub, Stream
 from wstunnel._speedups cimport FrameParser, Utf8
 
 
 cdef enum:
-    HEADROOM = 16               # in front of every read: SERVER_HEADER_MAX + 3 held bytes of a character, rounded up
     TEXT_HELD_MAX = 3           # RFC 3629: an unfinished character is at most 3 bytes
     PONG_FRAME_MAX = 127        # 2 bytes of header + CONTROL_MAX
-    WRITABLE_PER_WAKE = 512     # legs flushed per call of Engine.flush_writable
-
-
-cdef enum:                      # what all tunnels of a worker add up, in the order of the shared counters
-    BYTES_IN = 0
-    BYTES_OUT = 1
-    MESSAGES_IN = 2
-    MESSAGES_OUT = 3
-    COUNTERS = 4
 
 
 cdef enum Hold:                 # why a leg does not read: bits, all clear = reading
@@ -32,27 +23,6 @@ cdef enum State:
     STATE_DRAINING = 1          # the client's input ended; the backend may finish what it says
     STATE_CLOSING = 2           # nothing more is sent to the client: its CLOSE or EOF is awaited
     STATE_ENDED = 3
-
-
-cdef class Engine:
-    """What the tunnels of one worker share: a read buffer, a clock, and the set of legs that wait to write."""
-
-    cdef readonly object loop
-    cdef readonly object wheel
-    cdef public double now_s            # the wheel's clock, as of its last tick
-    cdef readonly object view           # memoryview of the read buffer behind the headroom
-    cdef bytearray store                # owns the bytes that `base` points into; never resized
-    cdef uint8_t* base                  # first byte behind the headroom
-    cdef size_t read_bytes              # size of one read
-    cdef size_t turn_bytes
-    cdef double look_s
-    cdef int epoll_fd                   # legs that wait to write; readable when one of them can; -1: closed
-    cdef dict waiting                   # descriptor -> Leg
-    cdef int64_t[::1] counters          # owns the words that `count` points to
-    cdef int64_t* count                 # COUNTERS words, indexed by Counter
-
-    cdef int watch(self, Leg leg) except -1
-    cdef int unwatch(self, Leg leg) except -1
 
 
 cdef class Policy:
@@ -69,21 +39,17 @@ cdef class Policy:
     cdef readonly bint fin_propagate
 
 
-cdef class Leg:
+cdef class Leg(Stream):
     """One end of a tunnel over one connected stream socket."""
 
-    cdef Engine engine
     cdef Relay relay                    # None once the tunnel has ended
-    cdef object transport               # None before it is attached and after it was closed
-    cdef int fd                         # the transport's own; -1 from the moment on that the transport may close it
+    cdef object transport               # that reads for it; None: the hub does, or nobody yet, or no more
     cdef unsigned holds                 # Hold bits
-    cdef uint8_t* queue                 # what a short write left: malloc'd, queue_bytes long from queue_start
-    cdef size_t queue_start
-    cdef size_t queue_bytes
-    cdef size_t turn                    # bytes of this turn
-    cdef uint64_t sent                  # bytes that the kernel took
-    cdef uint64_t seen_sent             # `sent` and unacknowledged bytes at the last look: is the peer taking anything?
+    cdef size_t turn                    # bytes of this turn, of a transport
+    cdef uint64_t pushed                # bytes that the kernel took or that wait in the queue
+    cdef uint64_t seen_sent             # bytes sent and unacknowledged at the last look: is the peer taking anything?
     cdef int seen_unacked
+    cdef bint is_own                    # the descriptor is the leg's: the hub reads it, and the leg closes it
     cdef bint is_read_ended             # EOF or error: nothing more will be read
     cdef bint is_write_dead             # the peer takes nothing more (EPIPE, reset): what is pushed is dropped
     cdef bint is_reset                  # the peer went away with an error, not with an EOF
@@ -91,6 +57,12 @@ cdef class Leg:
     cdef bint is_shut
     cdef bint is_closed
 
+    cdef int take(self, size_t n) except -1
+    cdef int leave(self) except -1
+    cdef int read(self) except -1
+    cdef int read_end(self) except -1
+    cdef int read_failed(self) except -1
+    cdef int rearm(self) except -1
     cdef int push(self, const uint8_t* p, size_t n) except -1
     cdef int flush(self) except -1
     cdef int shut(self) except -1
@@ -110,7 +82,7 @@ cdef class Leg:
 cdef class Relay:
     """One tunnel: what goes through it, and how it ends."""
 
-    cdef Engine engine
+    cdef Hub hub
     cdef Policy policy
     cdef FrameParser parser
     cdef Leg client
@@ -172,6 +144,7 @@ cdef class Relay:
     cdef int settle(self) except -1
     cdef int begin_ending(self, State state) except -1
     cdef int end(self) except -1
+    cdef int broke(self) except -1
     cdef double look_open(self, double now_s) except -1
     cdef double look_leaving(self, double now_s) except -1
     cdef double look_ending(self, double now_s) except -1

@@ -2,11 +2,10 @@
 # cython: cdivision=True, freethreading_compatible=True
 """The relay: client frames become plain backend bytes and the other way round, until either side ends.
 
-Three classes. `Engine` is what a worker's tunnels share, `Leg` is one socket, `Relay` joins two legs and
-knows how a tunnel ends. Bytes are read by the loop's transport (BufferedProtocol, so that every transport
-will do) into the engine's one buffer, and written with send(2) straight from it; only what a short write
-leaves is copied. From then on the *other* leg stops reading until the copy is gone, which bounds what a
-tunnel holds to one read per direction and a few control frames.
+`Leg` is one socket, `Relay` joins two legs and knows how a tunnel ends. Bytes are read into the hub's one buffer: of
+a plain socket by the hub, of any other by the loop's transport (BufferedProtocol), leg by leg. They are written with
+send(2) straight from that buffer; only what a short write leaves is copied. From then on the *other* leg stops reading
+until the copy is gone, which bounds what a tunnel holds to one read per direction and a few control frames.
 
 Writing never goes through the transport: an error there would close it together with everything that the
 peer has said and we have not read yet. A leg that can no longer be written to goes on being read to its end.
@@ -17,14 +16,24 @@ source  RFC 6455 §5.4-§7; uvloop's traps: docs/architecture.md
 from asyncio import BufferedProtocol
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.unistd cimport close as close_fd
 
+from wstunnel._hub cimport (
+    BYTES_IN,
+    BYTES_OUT,
+    EPOLLIN,
+    EPOLLOUT,
+    MESSAGES_IN,
+    MESSAGES_OUT,
+    Hub,
+    PlainTransport,
+    Stream,
+    ssize_t,
+)
 from wstunnel._speedups cimport (
     EVENT_CLOSE,
     EVENT_ERROR,
@@ -43,9 +52,6 @@ from wstunnel._speedups cimport (
     utf8_feed,
 )
 
-cdef extern from "<sys/types.h>":
-    ctypedef long ssize_t
-
 cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR, SO_SNDBUF
     ssize_t send(int fd, const void* p, size_t n, int flags)
@@ -61,18 +67,7 @@ cdef extern from "<sys/ioctl.h>" nogil:
 cdef extern from "<linux/sockios.h>":
     enum: SIOCOUTQ
 
-cdef extern from "<sys/epoll.h>" nogil:
-    enum: EPOLLOUT, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CLOEXEC
-    ctypedef union epoll_data_t:
-        int fd
-    struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int epoll_create1(int flags)
-    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
-    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout_ms)
-
-__all__ = ["BackendLeg", "ClientLeg", "Engine", "Policy", "Relay"]
+__all__ = ["BackendLeg", "ClientLeg", "Policy", "Relay"]
 
 cdef enum:
     CODE_NORMAL = 1000
@@ -85,86 +80,6 @@ cdef enum:
     DISCARD_BYTES = 16384       # thrown away per call
     UTF8_LEAD = 0xC0            # RFC 3629: 11xxxxxx starts a character of several bytes
     UTF8_CONTINUATION = 0x80    # 10xxxxxx
-
-
-cdef class Engine:
-    """What the tunnels of one worker share.
-
-    in      loop        the running asyncio or uvloop loop
-            wheel       net.wheel.TimerWheel
-            read_bytes  size of one read; turn_bytes: of one turn
-            look_s      how often an ending tunnel is looked at, at least
-            counters    writable, 4 signed 64-bit words that all tunnels count in: bytes in, bytes out, messages in,
-                        messages out; held for as long as the engine lives. None: nobody reads them
-    raises  ValueError when the counters are not of that shape; BufferError when they cannot be written
-    bound   one buffer of read_bytes + headroom, one descriptor, whatever the number of tunnels
-    """
-
-    def __cinit__(self):
-        self.epoll_fd = -1
-
-    def __init__(self, loop, wheel, *, size_t read_bytes, size_t turn_bytes, double look_s, counters=None):
-        self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
-        if self.counters.shape[0] != COUNTERS:
-            raise ValueError(f"{COUNTERS} counters are wanted, not {self.counters.shape[0]}")
-        self.count = &self.counters[0]
-        self.loop = loop
-        self.wheel = wheel
-        self.now_s = wheel.now_s
-        self.store = bytearray(HEADROOM + read_bytes)
-        self.view = memoryview(self.store)[HEADROOM:]
-        self.base = <uint8_t*>PyByteArray_AS_STRING(self.store) + HEADROOM
-        self.read_bytes = read_bytes
-        self.turn_bytes = turn_bytes
-        self.look_s = look_s
-        self.waiting = {}
-        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
-        if self.epoll_fd < 0:
-            PyErr_SetFromErrno(OSError)
-        loop.add_reader(self.epoll_fd, self.flush_writable)
-        wheel.add(self, wheel.now_s)
-
-    def due(self, double now_s):
-        """Called by the timer wheel at every tick."""
-        self.now_s = now_s
-        return now_s
-
-    def close(self):
-        """Give the descriptor back. The engine's tunnels have ended before."""
-        if self.epoll_fd >= 0:
-            self.wheel.discard(self)
-            self.loop.remove_reader(self.epoll_fd)
-            close_fd(self.epoll_fd)
-            self.epoll_fd = -1
-
-    def flush_writable(self):
-        """Called by the loop when legs that waited can be written to again."""
-        cdef epoll_event events[WRITABLE_PER_WAKE]
-        cdef int i
-        cdef int n = epoll_wait(self.epoll_fd, events, WRITABLE_PER_WAKE, 0)
-        cdef Leg leg
-        for i in range(n):
-            # an earlier flush of this round may have ended the leg: then its number is no longer in the table
-            leg = self.waiting.get(events[i].data.fd)
-            if leg is not None:
-                leg.flush()
-
-    cdef int watch(self, Leg leg) except -1:
-        cdef epoll_event event
-        memset(&event, 0, sizeof(event))
-        event.events = EPOLLOUT
-        event.data.fd = leg.fd
-        if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, leg.fd, &event) < 0:
-            PyErr_SetFromErrno(OSError)
-        self.waiting[leg.fd] = leg
-        return 0
-
-    cdef int unwatch(self, Leg leg) except -1:
-        cdef epoll_event event
-        memset(&event, 0, sizeof(event))
-        if self.waiting.pop(leg.fd, None) is not None:
-            epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, leg.fd, &event)
-        return 0
 
 
 cdef class Policy:
@@ -194,27 +109,100 @@ cdef class Policy:
         self.fin_propagate = fin_propagate
 
 
-cdef class Leg:
-    """One end of a tunnel: reads by the loop's transport, writes with send(2).
+cdef class Leg(Stream):
+    """One end of a tunnel. Its descriptor is written to with send(2), and read by the hub or by the loop's transport.
 
+    in      fd  connected and non-blocking; whoever reads it closes it: the transport, or after `own` the leg
     bound   holds at most what one push left unsent, and the control frames that came meanwhile
     """
 
     def __cinit__(self):
-        self.fd = -1
         self.holds = HOLD_START
 
-    def __init__(self, Engine engine not None, int fd):
-        self.engine = engine
+    def __init__(self, Hub hub not None, int fd):
+        self.hub = hub
         self.fd = fd
 
-    def __dealloc__(self):
-        free(self.queue)
+    # --- what the hub calls
+
+    def own(self):
+        """The descriptor is the leg's from here on, and what comes is read at once. raises OSError"""
+        self.hub.seat(self)
+        self.is_own = True
+        self.holds &= ~<unsigned>HOLD_START
+        self.rearm()
+
+    cdef int ready(self, uint32_t events) except -1:  # hot
+        cdef Relay relay = self.relay       # it may end in here, and with it all else that holds it
+        if relay is None:
+            return 0
+        if self.queue_bytes and events & ~<uint32_t>EPOLLIN:
+            self.flush()
+        if self.wanted & EPOLLIN and events & ~<uint32_t>EPOLLOUT:
+            return self.read()
+        return 0
+
+    cdef int fail(self) except -1:
+        cdef Relay relay = self.relay
+        return 0 if relay is None else relay.broke()
+
+    cdef int read(self) except -1:  # hot
+        """Read until nothing is left or the turn is over; then the hub comes back."""
+        cdef Hub hub = self.hub
+        cdef size_t left = hub.turn_bytes
+        cdef ssize_t n
+        while self.wanted & EPOLLIN:
+            n = recv(self.fd, hub.base, hub.read_bytes, MSG_DONTWAIT)
+            if n > 0:
+                self.take(<size_t>n)
+                if <size_t>n < hub.read_bytes or <size_t>n >= left:
+                    return 0
+                left -= <size_t>n
+            elif n == 0:
+                return self.read_end()
+            elif errno == EAGAIN:
+                return 0
+            elif errno != EINTR:
+                return self.read_failed()
+        return 0
+
+    cdef int read_end(self) except -1:
+        """The peer says no more."""
+        cdef int error = 0
+        cdef unsigned length = sizeof(error)
+        # libuv reports a hang-up after a partial read as EOF and leaves the error behind
+        if self.fd >= 0 and getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 and error:
+            self.is_reset = True
+            self.mark_write_dead(error)
+        self.is_read_ended = True
+        self.rearm()
+        return self.leave()
+
+    cdef int read_failed(self) except -1:
+        """The peer went away with an error."""
+        self.is_reset = True
+        self.is_read_ended = True
+        self.mark_write_dead(0)
+        self.rearm()
+        return self.leave()
+
+    cdef int take(self, size_t n) except -1:
+        """n bytes lie in the hub's buffer."""
+        raise NotImplementedError
+
+    cdef int leave(self) except -1:
+        """Tell the tunnel that this leg says no more."""
+        raise NotImplementedError
 
     # --- what the transport calls
 
     def get_buffer(self, Py_ssize_t hint):
-        return self.engine.view
+        return self.hub.view
+
+    def buffer_updated(self, Py_ssize_t n):  # hot
+        if self.relay is not None:
+            self.count_turn(n)
+            self.take(n)
 
     def connection_made(self, transport):
         """The backend's transport exists and starts to read as soon as this returns."""
@@ -225,21 +213,16 @@ cdef class Leg:
         self.holds &= ~<unsigned>HOLD_START
 
     def eof_received(self):
-        """The peer says no more. True: the transport stays open, for writing and until the tunnel ends."""
-        cdef int error = 0
-        cdef unsigned length = sizeof(error)
-        # libuv reports a hang-up after a partial read as EOF and leaves the error behind
-        if self.fd >= 0 and getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 and error:
-            self.is_reset = True
-            self.mark_write_dead(error)
-        self.is_read_ended = True
-        if self.relay is not None:
-            self.leave()
+        """True: the transport stays open, for writing and until the tunnel ends."""
+        relay = self.relay      # see `ready`
+        if relay is not None:
+            self.read_end()
         return True
 
     def connection_lost(self, exc):
         """The transport is being closed: by us, or because reading failed."""
-        if self.is_closed:
+        relay = self.relay      # see `ready`
+        if self.is_closed or relay is None:
             return
         if exc is not None:
             self.is_reset = True
@@ -248,12 +231,7 @@ cdef class Leg:
         self.mark_write_dead(0)
         self.fd = -1
         self.is_closed = True
-        if self.relay is not None:
-            self.leave()
-
-    def leave(self):
-        """Tell the tunnel that this leg says no more."""
-        raise NotImplementedError
+        self.leave()
 
     def end_turn(self):
         """The others had theirs: read on."""
@@ -262,19 +240,21 @@ cdef class Leg:
     # --- reading
 
     cdef int count_turn(self, size_t n) except -1:  # hot
-        if n < self.engine.read_bytes:
+        if n < self.hub.read_bytes:
             self.turn = 0       # the socket is empty: libuv ends the turn by itself
             return 0
         self.turn += n
-        if self.turn >= self.engine.turn_bytes:
+        if self.turn >= self.hub.turn_bytes:
             self.turn = 0
             self.hold(HOLD_TURN)
-            self.engine.loop.call_soon(self.end_turn)
+            self.hub.loop.call_soon(self.end_turn)
         return 0
 
     cdef int hold(self, unsigned reason) except -1:
         cdef bint was_reading = self.holds == 0
         self.holds |= reason
+        if self.is_own:
+            return self.rearm()
         if was_reading and not self.is_read_ended and self.transport is not None:
             self.transport.pause_reading()
         return 0
@@ -282,59 +262,51 @@ cdef class Leg:
     cdef int release(self, unsigned reason) except -1:
         cdef bint was_held = self.holds != 0
         self.holds &= ~reason
+        if self.is_own:
+            return self.rearm()
         if was_held and self.holds == 0 and not self.is_read_ended and self.transport is not None:
             self.transport.resume_reading()
         return 0
+
+    cdef int rearm(self) except -1:
+        """Have the hub watch for what this leg waits for. A descriptor of a transport has a seat while it is full."""
+        cdef uint32_t events = EPOLLOUT if self.queue_bytes else 0
+        if self.is_own:
+            if self.is_closed:
+                return 0
+            if self.holds == 0 and not self.is_read_ended:
+                events |= EPOLLIN
+        elif events == 0:
+            return self.hub.unseat(self)
+        elif self.seating == 0:
+            self.hub.seat(self)
+        return self.want(events)
 
     # --- writing
 
     cdef int push(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's, and not kept
         """Send n bytes, or keep what the socket does not take."""
-        cdef ssize_t r
-        cdef uint8_t* grown
+        cdef bint was_queued = self.queue_bytes != 0
+        cdef int error
         if self.is_write_dead or self.is_shut_wanted:
             return 0
-        if self.queue_bytes == 0:
-            r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
-            while r < 0 and errno == EINTR:
-                r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if r < 0:
-                if errno != EAGAIN:
-                    return self.mark_write_dead(errno)
-                r = 0
-            self.sent += r
-            if <size_t>r == n:
-                return 0
-            p += r
-            n -= r
-        grown = <uint8_t*>malloc(self.queue_bytes + n)
-        if grown is NULL:
-            raise MemoryError()
-        if self.queue_bytes:
-            memcpy(grown, self.queue + self.queue_start, self.queue_bytes)
-        memcpy(grown + self.queue_bytes, p, n)
-        free(self.queue)
-        self.queue = grown
-        self.queue_start = 0
-        self.queue_bytes += n
-        if self.queue_bytes == n:
-            self.engine.watch(self)
+        error = self.put(p, n)
+        if error:
+            return self.mark_write_dead(error)
+        self.pushed += n
+        if self.queue_bytes and not was_queued:
+            self.rearm()
             self.relay.queue_filled(self)
         return 0
 
     cdef int flush(self) except -1:
         """Send from the queue what the socket takes now."""
-        cdef ssize_t r = send(self.fd, self.queue + self.queue_start, self.queue_bytes, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if r < 0:
-            if errno == EAGAIN or errno == EINTR:
-                return 0
-            return self.mark_write_dead(errno)
-        self.sent += r
-        self.queue_start += r
-        self.queue_bytes -= r
+        cdef int error = self.pour()
+        if error:
+            return self.mark_write_dead(error)
         if self.queue_bytes:
             return 0
-        self.drop_queue()
+        self.rearm()
         if self.is_shut_wanted:
             self.shut()
         if self.relay is not None:
@@ -364,13 +336,9 @@ cdef class Leg:
         return 0
 
     cdef int drop_queue(self) except -1:
-        if self.queue is not NULL:
-            self.engine.unwatch(self)
-            free(self.queue)
-            self.queue = NULL
-            self.queue_start = 0
-            self.queue_bytes = 0
-        return 0
+        self.pushed -= self.queue_bytes
+        self.forget_queue()
+        return self.rearm()
 
     cdef int close(self) except -1:
         """Release the socket now; nobody waits for it any more. What the kernel has taken it still delivers."""
@@ -381,8 +349,13 @@ cdef class Leg:
         if not self.is_read_ended:
             self.discard()
         self.mark_write_dead(0)
+        if self.is_closed:
+            return 0            # by the tunnel's end, to which the dropped queue has led
         self.is_closed = True
         self.is_read_ended = True
+        if self.is_own:
+            self.hub.unseat(self)
+            close_fd(self.fd)
         self.fd = -1
         transport, self.transport = self.transport, None
         if transport is not None:
@@ -408,7 +381,7 @@ cdef class Leg:
         """Before a close: read what nobody will. Unread input makes the kernel send RST, which destroys what is still
         on its way to the peer."""
         cdef uint8_t scrap[DISCARD_BYTES]
-        cdef size_t left = self.unread() + self.engine.turn_bytes
+        cdef size_t left = self.unread() + self.hub.turn_bytes
         cdef ssize_t r
         while left:
             r = recv(self.fd, scrap, DISCARD_BYTES, MSG_DONTWAIT)
@@ -422,12 +395,13 @@ cdef class Leg:
     cdef bint has_moved(self) noexcept:
         """Has the peer taken anything since the last call? Counts what its kernel acknowledged."""
         cdef int unacked = 0
+        cdef uint64_t sent = self.pushed - self.queue_bytes
         cdef bint moved
         if self.fd < 0:
             return False
         ioctl(self.fd, SIOCOUTQ, &unacked)
-        moved = self.sent != self.seen_sent or unacked != self.seen_unacked
-        self.seen_sent = self.sent
+        moved = sent != self.seen_sent or unacked != self.seen_unacked
+        self.seen_sent = sent
         self.seen_unacked = unacked
         return moved
 
@@ -444,23 +418,23 @@ cdef class Leg:
 
 
 cdef class _ClientLeg(Leg):
-    def buffer_updated(self, Py_ssize_t n):  # hot
-        if self.relay is not None:
-            self.count_turn(n)
-            self.relay.from_client(self.engine.base, n)
+    cdef int take(self, size_t n) except -1:  # hot
+        cdef Relay relay = self.relay
+        return 0 if relay is None else relay.from_client(self.hub.base, n)
 
-    def leave(self):
-        self.relay.client_left()
+    cdef int leave(self) except -1:
+        cdef Relay relay = self.relay
+        return 0 if relay is None else relay.client_left()
 
 
 cdef class _BackendLeg(Leg):
-    def buffer_updated(self, Py_ssize_t n):  # hot
-        if self.relay is not None:
-            self.count_turn(n)
-            self.relay.from_backend(self.engine.base, n)
+    cdef int take(self, size_t n) except -1:  # hot
+        cdef Relay relay = self.relay
+        return 0 if relay is None else relay.from_backend(self.hub.base, n)
 
-    def leave(self):
-        self.relay.backend_left()
+    cdef int leave(self) except -1:
+        cdef Relay relay = self.relay
+        return 0 if relay is None else relay.backend_left()
 
 
 class ClientLeg(_ClientLeg, BufferedProtocol):
@@ -478,7 +452,7 @@ class BackendLeg(_BackendLeg, BufferedProtocol):
 cdef class Relay:
     """One tunnel, from the 101 to the release of both legs.
 
-    in      engine, policy
+    in      hub, policy
             client, backend   legs over connected sockets
             session           told of the end: `backend_ended() -> int` gives the close code for a backend that
                               ended its connection, or 0: `verdict(code)` follows; `ended()` comes last, once
@@ -487,16 +461,16 @@ cdef class Relay:
     source  RFC 6455; the table of endings: docs/architecture.md
     """
 
-    def __init__(self, Engine engine not None, Policy policy not None, _ClientLeg client not None,
+    def __init__(self, Hub hub not None, Policy policy not None, _ClientLeg client not None,
                  _BackendLeg backend not None, session, bint is_binary=False):
-        self.engine = engine
+        self.hub = hub
         self.policy = policy
         self.client = client
         self.backend = backend
         self.session = session
         self.parser = FrameParser()
         self.opcode = OP_BINARY if is_binary or policy.is_binary else OP_TEXT
-        self.client_seen_s = self.backend_seen_s = self.client_took_s = self.backend_took_s = engine.now_s
+        self.client_seen_s = self.backend_seen_s = self.client_took_s = self.backend_took_s = hub.now_s
         self.deadline_s = INFINITY
         client.relay = self
         backend.relay = self
@@ -504,9 +478,22 @@ cdef class Relay:
     # --- what the server calls
 
     def open(self, transport):
-        """Take over the client's transport, which is paused and has written everything, the 101 included."""
-        self.client.transport = transport
-        transport.set_protocol(self.client)
+        """Take over the client's transport, which is paused and has written everything, the 101 included.
+
+        raises  ConnectionResetError when it is about to say that the connection is lost
+        """
+        cdef PlainTransport plain
+        if not isinstance(transport, PlainTransport):
+            self.client.transport = transport
+            transport.set_protocol(self.client)
+            return
+        plain = transport
+        if plain.is_ending or plain.queue_bytes:
+            raise ConnectionResetError("the client is gone")
+        plain.protocol = None
+        self.hub.pass_on(plain, self.client)
+        plain.fd = -1
+        self.client.is_own = True
 
     def join(self, bytearray leftover not None, bint is_at_eof):
         """Both legs are attached: let bytes flow, first those that came behind the request head.
@@ -517,16 +504,16 @@ cdef class Relay:
         self.leave_code = 0
         if self.state == STATE_ENDED:
             return
-        self.engine.wheel.add(self, self.engine.now_s)
+        self.hub.wheel.add(self, self.hub.now_s)
         if self.backend.holds and self.backend.transport is not None:
             self.backend.transport.pause_reading()
         if len(leftover):
             self.from_client(<uint8_t*>PyByteArray_AS_STRING(leftover), len(leftover))
         if is_at_eof:
-            self.client.eof_received()
+            self.client.read_end()
         self.client.release(HOLD_START)
         if leave_code:
-            self.leave(leave_code, self.deadline_s - self.engine.now_s)
+            self.leave(leave_code, self.deadline_s - self.hub.now_s)
 
     def leave(self, uint16_t code, double within_s=INFINITY):
         """The server goes away: deliver what has arrived, end after the message under way, CLOSE with `code`.
@@ -538,20 +525,20 @@ cdef class Relay:
         """
         if self.state == STATE_ENDED:
             return
-        self.deadline_s = self.engine.now_s + within_s
+        self.deadline_s = self.hub.now_s + within_s
         self.reserve_s = min(self.policy.close_timeout_s, within_s / LEAVE_PARTS)
         if self.state == STATE_OPEN:
             self.leave_code = code
             if self.client.holds & HOLD_START:
                 return      # `join` comes back to it, once what came behind the head is on its way
-            self.leave_s = self.engine.now_s
+            self.leave_s = self.hub.now_s
             self.leave_bytes = self.client.unread()
             self.leave_at_boundary()
         else:
             self.is_input_kept = False
             self.settle()
         if self.state != STATE_ENDED:
-            self.engine.wheel.add(self, self.engine.now_s)
+            self.hub.wheel.add(self, self.hub.now_s)
 
     def abort(self, uint16_t code):
         """End now: what has arrived goes on as far as it can, then CLOSE with `code` if none was sent; both sockets are
@@ -600,12 +587,12 @@ cdef class Relay:
 
     # --- the way of the bytes
 
-    cdef int from_client(self, uint8_t* p, size_t n) except -1:  # hot; p is the engine's buffer, valid in this call
+    cdef int from_client(self, uint8_t* p, size_t n) except -1:  # hot; p is the hub's buffer, valid in this call
         cdef size_t at = 0, out = 0, used = 0, made = 0
         cdef Event event = EVENT_NONE
-        cdef int64_t* count = self.engine.count
+        cdef int64_t* count = self.hub.count
         cdef uint64_t messages = self.parser.messages
-        self.client_seen_s = self.engine.now_s
+        self.client_seen_s = self.hub.now_s
         self.is_ping_out = False
         while at < n:
             event = self.parser.run(p + at, n - at, p + out, &used, &made)
@@ -641,20 +628,20 @@ cdef class Relay:
         cdef size_t left = leg.unread()
         cdef ssize_t r
         while left and other.queue_bytes == 0:
-            r = recv(leg.fd, self.engine.base, self.engine.read_bytes, MSG_DONTWAIT)
+            r = recv(leg.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
             if r <= 0:
                 break
             left -= min(left, <size_t>r)
             if leg is self.client:
-                self.from_client(self.engine.base, r)
+                self.from_client(self.hub.base, r)
             else:
-                self.from_backend(self.engine.base, r)
+                self.from_backend(self.hub.base, r)
         return 0
 
     cdef int from_backend(self, uint8_t* p, size_t n) except -1:  # hot; p has HEADROOM bytes in front
         if self.is_backend_done:
             return 0
-        self.backend_seen_s = self.engine.now_s
+        self.backend_seen_s = self.hub.now_s
         if self.opcode == OP_BINARY:
             return self.send_frame(p, n)
         return self.send_text(p, n)
@@ -683,7 +670,7 @@ cdef class Relay:
 
     cdef int send_frame(self, uint8_t* payload, size_t n) except -1:  # hot
         cdef size_t header = header_before(payload, self.opcode, n)
-        cdef int64_t* count = self.engine.count
+        cdef int64_t* count = self.hub.count
         self.bytes_out += n
         self.messages_out += 1
         count[BYTES_OUT] += <int64_t>n
@@ -722,10 +709,10 @@ cdef class Relay:
             if n and not self.is_close_sent:
                 self.client.push(self.pong, n)
             if self.client.queue_bytes == 0:
-                self.backend_seen_s = self.backend_took_s = self.engine.now_s   # it was held: its silence begins now
+                self.backend_seen_s = self.backend_took_s = self.hub.now_s   # it was held: its silence begins now
                 self.backend.release(HOLD_QUEUE)
         else:
-            self.client_seen_s = self.engine.now_s                              # likewise
+            self.client_seen_s = self.hub.now_s                              # likewise
             self.client.release(HOLD_QUEUE)
         return self.settle()
 
@@ -814,11 +801,11 @@ cdef class Relay:
     cdef int begin_ending(self, State state) except -1:
         """From here on the tunnel is looked at often."""
         if self.state == STATE_OPEN:
-            self.ending_s = self.engine.now_s
+            self.ending_s = self.hub.now_s
         self.state = state
-        self.looked_s = self.engine.now_s
+        self.looked_s = self.hub.now_s
         self.budget_s = self.policy.close_timeout_s
-        self.engine.wheel.add(self, self.engine.now_s)
+        self.hub.wheel.add(self, self.hub.now_s)
         return 0
 
     cdef int settle(self) except -1:
@@ -853,7 +840,7 @@ cdef class Relay:
         if self.state == STATE_ENDED:
             return 0
         self.state = STATE_ENDED
-        self.engine.wheel.discard(self)
+        self.hub.wheel.discard(self)
         self.client.relay = None
         self.backend.relay = None
         self.client.close()
@@ -861,6 +848,16 @@ cdef class Relay:
         session, self.session = self.session, None
         session.ended()
         return 0
+
+    cdef int broke(self) except -1:
+        """A fault of ours came up: end this tunnel."""
+        if self.state == STATE_ENDED:
+            return 0
+        self.close_code = CODE_INTERNAL
+        self.closed_by = "server"
+        if not self.is_close_sent:
+            self.send_close(CODE_INTERNAL)
+        return self.end()
 
     # --- time
 
@@ -972,7 +969,7 @@ cdef class Relay:
             self.backend.close()        # it had its time, and no second one while the client has its own
             self.settle()
             return now_s
-        return min(now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.engine.look_s), until_s)
+        return min(now_s + min(self.policy.close_timeout_s / LOOKS_PER_TIMEOUT, self.hub.look_s), until_s)
 
     cdef int send_ping(self) except -1:
         """An empty PING; any byte that the client sends from now on answers it."""

@@ -23,6 +23,7 @@ __all__ = [
     "Balance",
     "FrameType",
     "Host",
+    "Io",
     "LoadPolicy",
     "LogFormat",
     "LogLevel",
@@ -35,6 +36,7 @@ __all__ = [
 
 FrameType = Literal["text", "binary"]
 Balance = Literal["least-connection", "round-robin", "hash", "sticky"]
+Io = Literal["auto", "hub", "protocol"]
 LoadPolicy = Literal["share", "queue", "refuse"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -268,6 +270,14 @@ class Settings:
     )
     workers: int | Literal["auto"] = _option(
         1, "workers", "N", "listening", "processes that carry the traffic, or auto: one per processor (default: 1)"
+    )
+    io: Io = _option(
+        "auto",
+        "io",
+        "KIND",
+        "listening",
+        "how sockets without TLS are read, for measurements and tests: by a hub of our own, or protocol: by "
+        "the event loop; auto is hub (default: auto)",
     )
     user: str | None = _option(
         None, "user", "NAME", "listening", "user to become once the listeners are bound (started as root)"

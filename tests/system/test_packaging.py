@@ -95,7 +95,7 @@ def test_the_sdist_holds_what_builds_tests_and_explains(built):
         "tools/run_example.py",
         "wstunnel/py.typed",
     }
-    wanted |= {f"wstunnel/{name}{ext}" for name in ("_relay", "_speedups") for ext in (".pyx", ".pxd", ".pyi")}
+    wanted |= {f"wstunnel/{name}{ext}" for name in ("_hub", "_relay", "_speedups") for ext in (".pyx", ".pxd", ".pyi")}
     assert wanted - built.in_sdist == set()
 
 
@@ -114,7 +114,7 @@ def test_the_wheel_holds_the_package_alone_with_its_types_and_licence(built):
         ".typed",
     }
     assert f"{STEM}.dist-info/licenses/LICENSE" in names
-    for module in ("_relay", "_speedups"):
+    for module in ("_hub", "_relay", "_speedups"):
         assert any(name.startswith(f"wstunnel/{module}.") and name.endswith(".so") for name in names)
         assert f"wstunnel/{module}.pyi" in names
 

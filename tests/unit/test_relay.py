@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import random
 import re
+import select
 import socket
 import struct
 import termios
@@ -20,19 +21,29 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Run, open_descriptors
+from tests.conftest import IO, STEPS, Run, open_descriptors
 from tests.wire.clients import BINARY, CONT, PING, PONG, TEXT, Client, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
-from wstunnel._relay import BackendLeg, ClientLeg, Engine, Policy, Relay
+from wstunnel._hub import Hub, PlainTransport
+from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel.net.wheel import TimerWheel
 
 READ_BYTES, TURN_BYTES, LOOK_S, TICK_S = 64 * 1024, 256 * 1024, 0.5, 0.1
 SLACK_S = 0.3
-"""A deadline is met within a tick of the wheel, and a tick of the engine's clock."""
+"""A deadline is met within a tick of the wheel, and a tick of the hub's clock."""
 LOOKS_S = 3 * LOOK_S
 """An ending is over that much later than its timeout: one look sees the last move, one that there is no other."""
 OFF = {"ping_interval_s": 0.0, "ping_timeout_s": 20.0, "max_read_idle_s": 0.0, "max_write_idle_s": 0.0}
 ABNORMAL, GOING_AWAY, INTERNAL, NORMAL = 1006, 1001, 1011, 1000
+
+
+TRANSPORTS = [step for step in STEPS if step[1] == "protocol"]
+
+
+@pytest.fixture(params=STEPS, ids="-".join)
+def run(request: pytest.FixtureRequest) -> Run:
+    """As in tests/wire: over both steps."""
+    return Run(*request.param)
 
 
 class Session:
@@ -112,7 +123,7 @@ class Bench:
     in      client, backend  how their pairs are made
             narrow           SO_SNDBUF of both of the relay's ends, so that queues form early
             is_joined        False: stop before `join`, as while the backend's transport is being made
-            counters         the Engine's
+            counters         the Hub's
             the rest         is the Policy's
     On leaving: the session was told of the end exactly once, and every descriptor is back.
     """
@@ -143,7 +154,7 @@ class Bench:
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(TICK_S, 1000.0)
         read_bytes, turn_bytes = self._sizes
-        self.engine = Engine(
+        self.hub = Hub(
             self.loop,
             self.wheel,
             read_bytes=read_bytes,
@@ -158,21 +169,32 @@ class Bench:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._narrow)
         self.client, self.backend = Client(far_client), Wire(far_backend)
         self.session = Session()
-        self.transport, _ = await self.loop.connect_accepted_socket(_Head, near_client)
-        self.transport.pause_reading()  # not in connection_made: uvloop starts to read after it
         self.client_socket, self.backend_socket = near_client, near_backend
-        self.client_leg = ClientLeg(self.engine, near_client.fileno())
-        self.backend_leg = BackendLeg(self.engine, near_backend.fileno())
-        self.relay = Relay(self.engine, self._policy, self.client_leg, self.backend_leg, self.session)
-        self.watched = Watched(self.transport)
-        self.relay.open(self.watched)
+        self.client_leg = ClientLeg(self.hub, near_client.fileno())
+        self.backend_leg = BackendLeg(self.hub, near_backend.fileno())
+        self.relay = Relay(self.hub, self._policy, self.client_leg, self.backend_leg, self.session)
+        self.is_over_transports = IO.get() == "protocol"
+        if self.is_over_transports:
+            self.transport, _ = await self.loop.connect_accepted_socket(_Head, near_client)
+            self.transport.pause_reading()  # not in connection_made: uvloop starts to read after it
+            self.watched = Watched(self.transport)
+            self.relay.open(self.watched)
+        else:
+            self.client_socket, self.backend_socket = _lent(near_client), _lent(near_backend)
+            transport = PlainTransport(self.hub, near_client.detach(), _Head())
+            transport.pause_reading()
+            self.relay.open(transport)
+            near_backend.detach()
         if self._is_joined:
             await self.attach()
             self.relay.join(bytearray(), False)
         return self
 
     async def attach(self) -> None:
-        """Make the backend's transport."""
+        """Have the backend's leg read."""
+        if not self.is_over_transports:
+            self.backend_leg.own()
+            return
         self.backend_transport, _ = await self.loop.connect_accepted_socket(
             lambda: self.backend_leg, self.backend_socket
         )
@@ -186,7 +208,10 @@ class Bench:
         if kind is None:
             assert self.session.endings == 1
             assert self.waiting() == set()
-        self.engine.close()
+        self.hub.close()
+        if not self.is_over_transports:
+            self.client_socket.detach()
+            self.backend_socket.detach()
         if kind is None:
             await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
 
@@ -195,12 +220,13 @@ class Bench:
         return self.session.endings > 0
 
     def waiting(self) -> set[int]:
-        """The descriptors that the engine watches for room to write."""
+        """The descriptors that the hub watches for room to write."""
         found: set[int] = set()
         for fd, name in _descriptors().items():
             if name == "anon_inode:[eventpoll]" and fd not in self._fds:
                 with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
-                    found |= {int(tfd) for tfd in re.findall(r"tfd:\s*(\d+)", info.read())}
+                    watched = re.findall(r"tfd:\s*(\d+) events:\s*([0-9a-f]+)", info.read())
+                found |= {int(tfd) for tfd, events in watched if int(events, 16) & select.EPOLLOUT}
         return found
 
     async def wait(self, seconds: float) -> None:
@@ -239,6 +265,11 @@ class Bench:
         payload = random.Random(1).randbytes(1 << 20)
         message = frame(BINARY, payload)
         return payload, message[await _stuff(self.client, message) :]
+
+
+def _lent(sock: socket.socket) -> socket.socket:
+    """The same descriptor, which is somebody else's to close."""
+    return socket.socket(sock.family, sock.type, fileno=sock.fileno())
 
 
 def _descriptors() -> dict[int, str]:
@@ -794,8 +825,9 @@ def test_a_backend_that_waits_for_a_slow_client_may_take_longer_than_the_write_t
 # --- a side that is gone
 
 
+@pytest.mark.parametrize("run", TRANSPORTS, ids="-".join, indirect=True)
 def test_a_client_that_is_lost_behind_its_full_queue_does_not_hold_the_backend(run: Run):
-    """The transport may tell of it before the engine's own epoll set does."""
+    """The transport may tell of it before the hub does."""
 
     async def check() -> None:
         async with Bench(narrow=8192) as bench:
@@ -811,6 +843,7 @@ def test_a_client_that_is_lost_behind_its_full_queue_does_not_hold_the_backend(r
     run(check())
 
 
+@pytest.mark.parametrize("run", TRANSPORTS, ids="-".join, indirect=True)
 def test_a_backend_that_is_lost_behind_its_full_queue_does_not_hold_the_client(run: Run):
     async def check() -> None:
         async with Bench(narrow=8192) as bench:
@@ -916,7 +949,7 @@ def test_a_client_that_takes_its_bytes_slowly_is_not_cut_off_however_long_it_tak
 
     async def check() -> None:
         async with Bench(close_timeout_s=5.0, is_binary=True) as bench:
-            bench.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            bench.client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             said = random.Random(3).randbytes(200_000)
             await _say_and_close(bench.backend, said)
             await eventually(lambda: bench.relay.close_code == NORMAL, "our CLOSE")
@@ -1559,6 +1592,7 @@ def test_abort_does_not_reset_a_slow_side_that_has_said_more_than_we_could_take(
     run(check())
 
 
+@pytest.mark.parametrize("run", TRANSPORTS, ids="-".join, indirect=True)
 def test_abort_while_the_backends_transport_is_made_leaves_nothing_open(run: Run):
     async def check() -> None:
         async with Bench(is_joined=False) as bench:
@@ -1570,7 +1604,7 @@ def test_abort_while_the_backends_transport_is_made_leaves_nothing_open(run: Run
 
             assert (await bench.client.to_end()).code == GOING_AWAY
             assert await bench.backend.recv() == b""
-            assert len(bench.wheel) == 1, "only the engine is timed"
+            assert len(bench.wheel) == 1, "only the hub is timed"
 
     run(check())
 
@@ -2013,7 +2047,7 @@ def test_a_side_with_much_to_say_gives_the_others_a_turn(run: Run, talker):
         async with Bench(read_bytes=4096, turn_bytes=16 * 1024, is_joined=False, is_binary=True) as bench:
             size = 128 * 1024
             payload = random.Random(6).randbytes(size)
-            for sock in (bench.client.sock, bench.backend.sock, bench.transport.get_extra_info("socket")):
+            for sock in (bench.client.sock, bench.backend.sock, bench.client_socket):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             bench.backend_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             if talker == "client":
@@ -2031,7 +2065,8 @@ def test_a_side_with_much_to_say_gives_the_others_a_turn(run: Run, talker):
             assert max(after - before for before, after in itertools.pairwise(counts)) <= 16 * 1024
             if talker == "client":
                 assert await bench.backend.recv_exactly(size) == payload
-                assert bench.watched.calls.count("pause_reading") == bench.watched.calls.count("resume_reading") - 1
+                if bench.is_over_transports:
+                    assert bench.watched.calls.count("pause_reading") == bench.watched.calls.count("resume_reading") - 1
             else:
                 assert await bench.client.payload(size) == payload
 
@@ -2053,10 +2088,10 @@ def test_a_turn_that_ends_while_the_other_side_is_full_does_not_read_on(run: Run
     run(check())
 
 
-# --- the engine
+# --- the hub
 
 
-def test_one_engine_flushes_many_legs_and_watches_none_of_them_afterwards(run: Run):
+def test_one_hub_flushes_many_legs_and_watches_none_of_them_afterwards(run: Run):
     async def check() -> None:
         async with Bench(narrow=8192, is_binary=True) as one, Bench(narrow=8192, is_binary=True) as other:
             said = [await one.stuff_client(), await other.stuff_client()]
@@ -2074,7 +2109,7 @@ def words() -> memoryview:
     return memoryview(bytearray(4 * 8)).cast("q")
 
 
-def test_all_tunnels_of_an_engine_count_in_the_same_words(run: Run):
+def test_all_tunnels_of_a_hub_count_in_the_same_words(run: Run):
     async def check() -> None:
         counters = words()
         counters[:] = memoryview(struct.pack("4q", 1, 1 << 40, 0, -1)).cast("q")
@@ -2122,7 +2157,7 @@ def test_counters_that_cannot_be_counted_in_are_refused(run: Run, counters):
         wheel = TimerWheel(TICK_S, 0.0)
         loop = asyncio.get_running_loop()
         with pytest.raises((ValueError, BufferError)):
-            Engine(loop, wheel, read_bytes=READ_BYTES, turn_bytes=TURN_BYTES, look_s=LOOK_S, counters=counters).close()
+            Hub(loop, wheel, read_bytes=READ_BYTES, turn_bytes=TURN_BYTES, look_s=LOOK_S, counters=counters).close()
         assert len(wheel) == 0
 
     run(check())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import STEPS, Run
 from tests.wire.stage import Stage
 
 
@@ -15,3 +16,9 @@ from tests.wire.stage import Stage
 def stage(tmp_path: Path) -> Callable[..., Stage]:
     """`stage(**route options)`: a Tunnel in front of a scripted backend; see Stage."""
     return partial(Stage, str(tmp_path))
+
+
+@pytest.fixture(params=STEPS, ids="-".join)
+def run(request: pytest.FixtureRequest) -> Run:
+    """`run(coroutine)` over both steps: sockets read by the loop's transports, and by the hub."""
+    return Run(*request.param)

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
+from tests.conftest import IO
 from tests.wire.backends import Backend
 from tests.wire.clients import Client
 from tests.wire.sockets import Wire, eventually
@@ -51,8 +52,9 @@ class Stage:
 
     def __init__(self, folder: Any, *, backend: Backend | None = None, settings: Settings | None = None, **route: Any):
         self.backend = backend or Backend(os.path.join(folder, "b.sock"))
+        settings = settings or Settings(listen=(TcpAddress("127.0.0.1", 0),))
         options = {"ping_interval_s": 0.0} | self.backend.route | route
-        self.settings = replace(settings or Settings(listen=(TcpAddress("127.0.0.1", 0),)), routes=(Route(**options),))
+        self.settings = replace(settings, io=IO.get(), routes=(Route(**options),))
         self.joined = 0
         self._clients: list[Client] = []
         self._stack = AsyncExitStack()

@@ -1,4 +1,4 @@
-"""`python -m tests.wire.starved BACKEND_SOCKET SPARE`: a Tunnel in a process that runs out of descriptors.
+"""`python -m tests.wire.starved BACKEND_SOCKET SPARE IO`: a Tunnel in a process that runs out of descriptors.
 
 Prints its address, then, for each line it is given on its standard input: the CPU seconds it has used, how many log
 lines spoke of descriptors, and how many tunnels have ended. Leaves at EOF.
@@ -11,10 +11,12 @@ import logging
 import os
 import resource
 import sys
+from typing import cast
 
 import uvloop
 
 from wstunnel import Route, Settings, TcpAddress, Tunnel
+from wstunnel.settings import Io
 
 
 class Count(logging.Handler):
@@ -28,10 +30,12 @@ class Count(logging.Handler):
         self.lines += "descriptor" in record.getMessage() or "Too many open files" in record.getMessage()
 
 
-async def main(socket_path: str, spare: int) -> None:
+async def main(socket_path: str, spare: int, io: Io) -> None:
     count = Count()
     logging.getLogger("wstunnel").addHandler(count)
-    settings = Settings(listen=(TcpAddress("127.0.0.1", 0),), routes=(Route(socket=socket_path, ping_interval_s=0.0),))
+    settings = Settings(
+        listen=(TcpAddress("127.0.0.1", 0),), io=io, routes=(Route(socket=socket_path, ping_interval_s=0.0),)
+    )
     async with Tunnel(settings) as tunnel:
         reader = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -44,4 +48,4 @@ async def main(socket_path: str, spare: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], int(sys.argv[2])))
+    uvloop.run(main(sys.argv[1], int(sys.argv[2]), cast(Io, sys.argv[3])))

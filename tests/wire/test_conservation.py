@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import IO, Run
 from tests.wire.backends import Backend
 from tests.wire.clients import BINARY, CONT, NO_STATUS, PING, TEXT, Client, Heard, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
@@ -207,6 +207,7 @@ class House:
         common = {"ping_interval_s": 0.0, "close_timeout_s": RUN_WITHIN_S}
         self.settings = Settings(
             listen=(TcpAddress("127.0.0.1", 0), UnixAddress(str(folder / "client.sock"))),
+            io=IO.get(),
             routes=tuple(
                 Route(path=f"/{kind}/", frame_type=kind, **backend.route, **common)
                 for kind, backend in self.backends.items()
@@ -491,11 +492,10 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-@pytest.mark.parametrize("run", ["asyncio", "uvloop"], indirect=True)
 def test_every_byte_arrives_in_order_whoever_ends_and_how(run: Run, tmp_path, chunk):
-    """A seed belongs to one loop: even ones to asyncio, odd ones to uvloop."""
-    parity = ("asyncio", "uvloop").index(run.kind)
-    seeds = [seed for seed in range(FIRST, FIRST + RUNS) if seed % 2 == parity and seed // 2 % CHUNKS == chunk]
+    """Every seed over the hub, and over the transports of one loop: even ones of asyncio, odd ones of uvloop."""
+    parities = {0, 1} if run.io == "hub" else {("asyncio", "uvloop").index(run.kind)}
+    seeds = [seed for seed in range(FIRST, FIRST + RUNS) if seed % 2 in parities and seed // 2 % CHUNKS == chunk]
     failures: list[str] = []
 
     async def story():

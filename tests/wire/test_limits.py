@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.conftest import Run
+from tests.conftest import IO, Run
 from tests.wire.backends import Backend, echo
 from tests.wire.clients import TEXT, Client, Refused, close_frame, frame, silent
 from tests.wire.sockets import DEADLINE_S
@@ -97,7 +97,7 @@ class Starved:
 
     def __init__(self, backend: Backend, spare: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.wire.starved", backend.route["socket"], str(spare)],
+            [sys.executable, "-m", "tests.wire.starved", backend.route["socket"], str(spare), IO.get()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, cast
 
+from wstunnel._hub import PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import HeadLimits
 from wstunnel.net.wheel import TimerWheel
@@ -48,7 +49,7 @@ class Taken:
     are zero here), and then `resume_reading`. The end of the connection is its to watch; `on_closed` is not called.
     """
 
-    transport: asyncio.Transport
+    transport: asyncio.Transport | PlainTransport
     leftover: bytes
     """What the client sent behind its request: frames, one read at most."""
     is_at_eof: bool
@@ -182,7 +183,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "_wheel",
     )
 
-    _transport: asyncio.Transport
+    _transport: asyncio.Transport | PlainTransport
     _local: str
     _reader: HeadReader
     _exchange: Exchange
@@ -231,8 +232,8 @@ class H1Connection(asyncio.BufferedProtocol):
 
     # --- called by the transport
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+    def connection_made(self, transport: asyncio.BaseTransport | PlainTransport) -> None:
+        self._transport = cast(asyncio.Transport | PlainTransport, transport)
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
         self._local = _local_name(transport)
@@ -461,7 +462,7 @@ def _closing(is_last: bool) -> Headers:
     return (date, ("Connection", "close")) if is_last else (date,)
 
 
-def _local_name(transport: asyncio.BaseTransport) -> str:
+def _local_name(transport: asyncio.BaseTransport | PlainTransport) -> str:
     """Where a client came to, as in Request."""
     name = transport.get_extra_info("sockname")
     return str(TcpAddress(*name[:2])) if isinstance(name, tuple) else "unix:"

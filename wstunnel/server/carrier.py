@@ -90,6 +90,7 @@ class _Carrier:
             limits=limits,
             row=self._row,
             may_accept=self._may_accept,
+            io=settings.io,
         )
         self._ending: asyncio.Task[None] | None = None
         self._is_over = asyncio.Event()

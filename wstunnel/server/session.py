@@ -6,7 +6,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from wstunnel._relay import BackendLeg, ClientLeg, Engine, Policy, Relay
+from wstunnel._hub import Hub, PlainTransport
+from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel.gateways.claim import Connected
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
@@ -28,7 +29,7 @@ class Session:
 
     __slots__ = (
         "_connected",
-        "_engine",
+        "_hub",
         "_limits",
         "_on_ended",
         "_opened_s",
@@ -41,7 +42,7 @@ class Session:
 
     def __init__(
         self,
-        engine: Engine,
+        hub: Hub,
         request: Request,
         connected: Connected,
         *,
@@ -49,12 +50,12 @@ class Session:
         on_ended: Callable[[Session], None],
         row: memoryview,
     ) -> None:
-        self._engine = engine
+        self._hub = hub
         self._connected = connected
         self._limits = limits
         self._on_ended = on_ended
         self._row = row
-        self._opened_s = engine.loop.time()
+        self._opened_s = hub.loop.time()
         self._peer = request.peer
         self._path = request.path
         self._verdict: asyncio.Task[None] | None = None
@@ -62,16 +63,19 @@ class Session:
 
     async def open(self, taken: Taken, policy: Policy, *, is_binary: bool) -> None:
         """Let bytes flow, the 101 being out. Both sockets are the relay's from here on."""
-        client_fd = taken.transport.get_extra_info("socket").fileno()
-        backend_socket = self._connected.socket
-        client = ClientLeg(self._engine, client_fd)
-        backend = BackendLeg(self._engine, backend_socket.fileno())
-        self.relay = Relay(self._engine, policy, client, backend, self, is_binary)
+        transport, backend_socket = taken.transport, self._connected.socket
+        client = ClientLeg(self._hub, transport.get_extra_info("socket").fileno())
+        backend = BackendLeg(self._hub, backend_socket.fileno())
+        self.relay = Relay(self._hub, policy, client, backend, self, is_binary)
         self._row[WorkerColumn.OPENED] += 1
         self._row[WorkerColumn.TUNNELS] += 1
-        self.relay.open(taken.transport)
         try:
-            await self._engine.loop.connect_accepted_socket(lambda: backend, backend_socket)
+            self.relay.open(transport)
+            if isinstance(transport, PlainTransport):
+                backend.own()
+                backend_socket.detach()
+            else:
+                await self._hub.loop.connect_accepted_socket(lambda: backend, backend_socket)
         except BaseException:
             self.relay.abort(CloseCode.INTERNAL_ERROR)
             backend_socket.close()
@@ -82,7 +86,7 @@ class Session:
         """The close code for a backend that ended its connection; 0: its process is exiting, `verdict` follows."""
         if not self._connected.lease.is_exiting():
             return CloseCode.NORMAL
-        self._verdict = self._engine.loop.create_task(self._await_verdict())
+        self._verdict = self._hub.loop.create_task(self._await_verdict())
         return 0
 
     async def _await_verdict(self) -> None:
@@ -113,7 +117,7 @@ class Session:
             bytes_out=relay.bytes_out,
             messages_in=relay.messages_in,
             messages_out=relay.messages_out,
-            duration_s=self._engine.loop.time() - self._opened_s,
+            duration_s=self._hub.loop.time() - self._opened_s,
             code=relay.close_code,
             closed_by=relay.closed_by or "server",
             limits=self._limits.log,

@@ -81,6 +81,7 @@ class Tunnel:
                 max_connections=max_connections,
                 limits=limits,
                 row=row,
+                io=settings.io,
             )
         except BaseException:
             await self.stop()

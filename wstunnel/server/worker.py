@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
-from wstunnel._relay import Engine
+from wstunnel._hub import Hub, PlainTransport
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.limits import Limits
 from wstunnel.net.accept import Acceptor, peer_name
@@ -19,6 +19,7 @@ from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.close import CloseCode
 from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
 from wstunnel.server.session import Session
+from wstunnel.settings import Io
 from wstunnel.supervise.board import WorkerColumn
 
 __all__ = ["Worker"]
@@ -31,6 +32,7 @@ class Worker:
 
     in      row         its row of the board, in which it counts
             may_accept  asked before it takes from a listener that several workers share
+            io          how plain sockets are read
     """
 
     def __init__(
@@ -43,12 +45,13 @@ class Worker:
         limits: Limits,
         row: memoryview,
         may_accept: Callable[[], bool] = lambda: True,
+        io: Io = "auto",
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._limits = limits
         self._row = row
         self._wheel = TimerWheel(limits.relay.tick_s, self._loop.time())
-        self._engine = Engine(
+        self._hub = Hub(
             self._loop,
             self._wheel,
             read_bytes=limits.relay.read_bytes,
@@ -68,6 +71,7 @@ class Worker:
         self._admissions: set[asyncio.Task[Any]] = set()
         self._connections: set[H1Connection] = set()
         self._sessions: set[Session] = set()
+        self._is_over_hub = io != "protocol"
         self._is_quiet = False
         self._leave_code: CloseCode | None = None
         self._leave_by_s = 0.0
@@ -133,7 +137,7 @@ class Worker:
     def close(self) -> None:
         """Give the loop back; nothing is open any more."""
         self._wheel.stop()
-        self._engine.close()
+        self._hub.close()
 
     def _admit(self, sock: socket.socket) -> None:
         """The accepted socket becomes a connection that reads requests."""
@@ -143,15 +147,29 @@ class Worker:
             scheme="http",
             limits=self._limits.head,
             wheel=self._wheel,
-            buffer=self._engine.view,
+            buffer=self._hub.view,
             on_closed=lambda: self._connection_closed(connection),
         )
         self._connections.add(connection)
         self._row[WorkerColumn.ACCEPTED] += 1
         self._row[WorkerColumn.CONNECTIONS] += 1
+        if self._is_over_hub:
+            self._attach(connection, sock)
+            return
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
         self._admissions.add(task)
         task.add_done_callback(lambda _: self._admitted(task, connection, sock))
+
+    def _attach(self, connection: H1Connection, sock: socket.socket) -> None:
+        """Have the hub read the socket."""
+        try:
+            PlainTransport(self._hub, sock.fileno(), connection)
+        except OSError as error:
+            _log.error("%s: cannot be served: %s", peer_name(sock), error)
+            sock.close()
+            self._connection_closed(connection)
+        else:
+            sock.detach()
 
     def _admitted(self, task: asyncio.Task[Any], connection: H1Connection, sock: socket.socket) -> None:
         self._admissions.discard(task)
@@ -177,7 +195,7 @@ class Worker:
             raise
         self._connections.discard(exchange.connection)
         session = Session(
-            self._engine,
+            self._hub,
             exchange.request,
             opening.connected,
             limits=self._limits,

@@ -136,6 +136,7 @@ TOP = """\
 listen = ["127.0.0.1:8081"]
 # max-connections: what the descriptor limit carries
 workers = 1
+io = "auto"
 # control: in the runtime folder, named after the first listener
 drain-timeout = 10
 reload-timeout = 0

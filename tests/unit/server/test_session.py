@@ -12,7 +12,8 @@ import pytest
 from tests.conftest import Run, open_descriptors
 from tests.wire.clients import BINARY, Client, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
-from wstunnel._relay import Engine, Policy
+from wstunnel._hub import Hub
+from wstunnel._relay import Policy
 from wstunnel.gateways.claim import Connected
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
@@ -84,13 +85,13 @@ class Stand:
         self.client, self.backend = Client(far_client), Wire(far_backend)
         if self._error is not None:
             loop = FailingLoop(loop, self._error)
-        self._engine = Engine(loop, TimerWheel(0.1, loop.time()), read_bytes=1 << 16, turn_bytes=1 << 18, look_s=0.5)
+        self._hub = Hub(loop, TimerWheel(0.1, loop.time()), read_bytes=1 << 16, turn_bytes=1 << 18, look_s=0.5)
         self.lease = Claim()
         self.backend_socket = backend
         self.over: list[Session] = []
         self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
         self.session = Session(
-            self._engine,
+            self._hub,
             REQUEST,
             Connected(backend, self.lease),
             limits=Limits(),
@@ -120,7 +121,7 @@ class Stand:
                 WorkerColumn.OPENED: 1,
                 close_column(self.session.relay.close_code): 1,
             }
-        self._engine.close()
+        self._hub.close()
         if kind is None:
             await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
 

@@ -22,7 +22,7 @@ from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
 from wstunnel.server.routes import TunnelRoute
 from wstunnel.server.worker import Worker
-from wstunnel.settings import Route, TcpAddress
+from wstunnel.settings import Io, Route, TcpAddress
 from wstunnel.supervise.board import Board, WorkerColumn, close_column
 from wstunnel.supervise.child import ExitStatus
 
@@ -80,8 +80,15 @@ class Stand:
     """`async with Stand() as stand`: a worker on a free port. At the end nothing may be left of it."""
 
     def __init__(
-        self, *, max_connections: int = 100, root: str | None = None, limits: Limits | None = None, **route: Any
+        self,
+        *,
+        max_connections: int = 100,
+        root: str | None = None,
+        limits: Limits | None = None,
+        io: Io = "auto",
+        **route: Any,
     ) -> None:
+        self._io = io
         self._limits = limits or Limits()
         self.row = Board(self._limits.master, is_shared=False).worker(1)
         self._max_connections, self._root = max_connections, root
@@ -99,6 +106,7 @@ class Stand:
             max_connections=self._max_connections,
             limits=self._limits,
             row=self.row,
+            io=self._io,
         )
         self.worker.start()
         self._clients: list[Client] = []
@@ -307,7 +315,7 @@ def test_a_connection_that_was_just_accepted_when_the_drain_began_does_not_hold_
     """Beside a tunnel that ends slowly, it would have been served like any other."""
 
     async def check() -> None:
-        async with Stand() as stand:
+        async with Stand(io="protocol") as stand:
             tunnel = await stand.client()
             near, far = socket.socketpair()
             near.setblocking(False)
@@ -422,7 +430,7 @@ def test_an_abort_at_any_point_of_an_opening_tunnel_leaves_nothing(run: Run, tur
 
 def test_a_connection_that_the_loop_cannot_take_is_closed_logged_and_gives_its_place_back(run: Run, caplog):
     async def check() -> None:
-        async with Stand(max_connections=1) as stand:
+        async with Stand(max_connections=1, io="protocol") as stand:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # both loops want a stream
             stand.worker._acceptor.open_connections += 1
             stand.worker._admit(near)

@@ -1,0 +1,92 @@
+# cython: language_level=3
+"""Layout of the hub: what all sockets of a worker share, and what each of them is to it."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLLIN, EPOLLOUT
+
+
+cdef extern from "<sys/types.h>":
+    ctypedef long ssize_t
+
+
+cdef enum:
+    HEADROOM = 16               # in front of every read: SERVER_HEADER_MAX + 3 held bytes of a character, rounded up
+    READY_PER_WAKE = 512        # sockets served per call of Hub.wake
+
+
+cdef enum:                      # what all tunnels of a worker add up, in the order of the shared counters
+    BYTES_IN = 0
+    BYTES_OUT = 1
+    MESSAGES_IN = 2
+    MESSAGES_OUT = 3
+    COUNTERS = 4
+
+
+cdef class Hub:
+    """What the sockets of one worker share: a read buffer, a clock, counters, and one epoll set."""
+
+    cdef readonly object loop
+    cdef readonly object wheel
+    cdef public double now_s            # the wheel's clock, as of its last tick
+    cdef readonly object view           # memoryview of the read buffer behind the headroom
+    cdef bytearray store                # owns the bytes that `base` points into; never resized
+    cdef uint8_t* base                  # first byte behind the headroom
+    cdef size_t read_bytes              # size of one read
+    cdef size_t turn_bytes
+    cdef double look_s
+    cdef int epoll_fd                   # -1: closed
+    cdef list seats                     # by descriptor: its Stream, or None
+    cdef uint32_t seatings              # how many there were: tells a stream from its predecessor on a descriptor
+    cdef int64_t[::1] counters          # owns the words that `count` points to
+    cdef int64_t* count                 # COUNTERS words, indexed by the enum above
+
+    cdef int seat(self, Stream stream) except -1
+    cdef int unseat(self, Stream stream) except -1
+    cdef int pass_on(self, Stream stream, Stream heir) except -1
+    cdef int arm(self, Stream stream) except -1
+    cdef int tell(self, Stream stream, uint32_t events) except -1
+    cdef int report(self, Stream stream, error) except -1
+
+
+cdef class Stream:
+    """A connected stream socket that the hub watches, and what a short write left unsent."""
+
+    cdef Hub hub
+    cdef int fd                         # -1 from the moment on that somebody else may close it
+    cdef uint32_t seating               # which of `Hub.seatings` it is; 0: it has no seat
+    cdef uint32_t wanted                # events that are to be told
+    cdef uint32_t armed                 # events that the epoll set has; what is not wanted any more goes when it comes
+    cdef uint8_t* queue                 # malloc'd; queue_bytes long from queue_start
+    cdef size_t queue_start
+    cdef size_t queue_bytes
+
+    cdef int ready(self, uint32_t events) except -1
+    cdef int fail(self) except -1
+    cdef int want(self, uint32_t events) except -1
+    cdef int put(self, const uint8_t* p, size_t n) except -1
+    cdef int pour(self) noexcept
+    cdef int forget_queue(self) noexcept
+
+
+cdef class PlainTransport(Stream):
+    """An accepted socket without TLS, as much of an asyncio transport as net/h1.py needs."""
+
+    cdef object protocol                # None once the connection is lost or passed on
+    cdef size_t high_bytes
+    cdef size_t low_bytes
+    cdef bint is_paused                 # reading
+    cdef bint is_write_paused
+    cdef bint is_at_eof
+    cdef bint is_eof_wanted
+    cdef bint is_ending                 # close or abort was called, or the socket failed
+    cdef bint is_lost                   # connection_lost was called, or will be at once
+
+    cdef int rearm(self) except -1
+    cdef int flush(self) except -1
+    cdef int read(self) except -1
+    cdef int pause_if_full(self) except -1
+    cdef int lose(self, error) except -1
+    cdef int shut(self) noexcept

@@ -1,0 +1,485 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+# cython: cdivision=True, freethreading_compatible=True
+"""The hub: one epoll set below the event loop, in which the sockets of a worker are served without it.
+
+The set's own descriptor is readable when one of its sockets is ready, so the loop calls `Hub.wake` once for all that
+are, and each of them is served by a call in C. The loop's own way costs several Python calls per read.
+
+A descriptor number may be closed and given out again between the moment that the kernel reports an event and the
+moment that we come to it. So events carry the seating that they were asked for, and a seat taken over since does not
+get those of its predecessor.
+
+source  the hub against bare C and the loop's transports: docs/architecture.md
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.exc cimport PyErr_SetFromErrno
+from cpython.list cimport PyList_GET_ITEM
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close as close_fd
+
+import os
+
+cdef extern from "<sys/socket.h>" nogil:
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, AF_INET, AF_INET6
+    struct sockaddr:
+        pass
+    struct sockaddr_storage:
+        unsigned short ss_family
+    int getsockname(int fd, sockaddr* where, unsigned* size)
+    ssize_t send(int fd, const void* p, size_t n, int flags)
+    ssize_t recv(int fd, void* p, size_t n, int flags)
+    int shutdown(int fd, int how)
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLLERR, EPOLLHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
+    int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout_ms)
+
+cdef extern from "<netinet/in.h>" nogil:
+    enum: INET6_ADDRSTRLEN
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        uint16_t sin6_port
+        in6_addr sin6_addr
+
+cdef extern from "<arpa/inet.h>" nogil:
+    uint16_t ntohs(uint16_t port)
+    const char* inet_ntop(int family, const void* address, char* text, unsigned size)
+
+__all__ = ["Hub", "PlainTransport"]
+
+cdef enum:
+    SEATING_SHIFT = 32          # epoll_data: the seating above, the descriptor below
+    FD_MASK = 0x7FFFFFFF
+    GONE = EPOLLERR | EPOLLHUP  # told whether they are wanted or not
+    SEATS_STEP = 64
+    DEFAULT_HIGH_BYTES = 65536
+
+
+cdef class Hub:
+    """What the sockets of one worker share.
+
+    in      loop        the running asyncio or uvloop loop
+            wheel       net.wheel.TimerWheel
+            read_bytes  size of one read; turn_bytes: of one turn
+            look_s      how often an ending tunnel is looked at, at least
+            counters    writable, 4 signed 64-bit words that all tunnels count in: bytes in, bytes out, messages in,
+                        messages out; held for as long as the hub lives. None: nobody reads them
+    raises  ValueError when the counters are not of that shape; BufferError when they cannot be written
+    bound   one buffer of read_bytes + headroom, one descriptor, whatever the number of sockets
+    """
+
+    def __cinit__(self):
+        self.epoll_fd = -1
+
+    def __init__(self, loop, wheel, *, size_t read_bytes, size_t turn_bytes, double look_s, counters=None):
+        self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
+        if self.counters.shape[0] != COUNTERS:
+            raise ValueError(f"{COUNTERS} counters are wanted, not {self.counters.shape[0]}")
+        self.count = &self.counters[0]
+        self.loop = loop
+        self.wheel = wheel
+        self.now_s = wheel.now_s
+        self.store = bytearray(HEADROOM + read_bytes)
+        self.view = memoryview(self.store)[HEADROOM:]
+        self.base = <uint8_t*>PyByteArray_AS_STRING(self.store) + HEADROOM
+        self.read_bytes = read_bytes
+        self.turn_bytes = turn_bytes
+        self.look_s = look_s
+        self.seats = []
+        self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll_fd < 0:
+            PyErr_SetFromErrno(OSError)
+        loop.add_reader(self.epoll_fd, self.wake)
+        wheel.add(self, wheel.now_s)
+
+    def due(self, double now_s):
+        """Called by the timer wheel at every tick."""
+        self.now_s = now_s
+        return now_s
+
+    def close(self):
+        """Give the descriptor back. What had a seat has ended before."""
+        if self.epoll_fd >= 0:
+            self.wheel.discard(self)
+            self.loop.remove_reader(self.epoll_fd)
+            close_fd(self.epoll_fd)
+            self.epoll_fd = -1
+
+    def wake(self):  # hot
+        """Called by the loop when some sockets are ready."""
+        cdef epoll_event events[READY_PER_WAKE]
+        cdef int i, fd
+        cdef int n = epoll_wait(self.epoll_fd, events, READY_PER_WAKE, 0)
+        cdef Stream stream
+        for i in range(n):
+            fd = <int>(events[i].data.u64 & FD_MASK)
+            if <object>PyList_GET_ITEM(self.seats, fd) is None:
+                continue
+            stream = <Stream>PyList_GET_ITEM(self.seats, fd)
+            if stream.seating == <uint32_t>(events[i].data.u64 >> SEATING_SHIFT):
+                self.tell(stream, events[i].events)
+
+    cdef int tell(self, Stream stream, uint32_t events) except -1:  # hot
+        events &= stream.wanted | GONE
+        if stream.wanted == 0 or events == 0:
+            return self.arm(stream)
+        try:
+            stream.ready(events)
+        except Exception as error:
+            self.report(stream, error)
+        if stream.armed & ~stream.wanted & EPOLLOUT:
+            self.arm(stream)    # it would come again at once
+        return 0
+
+    cdef int report(self, Stream stream, error) except -1:
+        """A socket could not be served because of a fault of ours: say so, end it, and go on with the others."""
+        self.loop.call_exception_handler({"message": "a connection was ended by a fault", "exception": error})
+        try:
+            stream.fail()
+        except Exception as second:
+            self.loop.call_exception_handler({"message": "a connection could not be ended", "exception": second})
+        return 0
+
+    # --- seats
+
+    cdef int seat(self, Stream stream) except -1:
+        """Remember the stream, and nothing of whoever had its descriptor before. Nothing is wanted yet."""
+        while len(self.seats) <= stream.fd:
+            self.seats.extend([None] * SEATS_STEP)
+        self.seatings += 1
+        if self.seatings == 0:
+            self.seatings = 1
+        stream.seating = self.seatings
+        stream.armed = stream.wanted = 0
+        self.seats[stream.fd] = stream
+        return 0
+
+    cdef int unseat(self, Stream stream) except -1:
+        """Forget a stream before its descriptor is closed. A program forked meanwhile may hold a copy, so that
+        the kernel would go on watching."""
+        if stream.seating:
+            stream.wanted = 0
+            self.arm(stream)
+            stream.seating = 0
+            self.seats[stream.fd] = None
+        return 0
+
+    cdef int pass_on(self, Stream stream, Stream heir) except -1:
+        """Let `heir` have the stream's seat, and what is armed there, without a system call."""
+        heir.seating = stream.seating
+        heir.armed = stream.armed
+        heir.wanted = 0
+        self.seats[heir.fd] = heir
+        stream.seating = stream.armed = stream.wanted = 0
+        return 0
+
+    cdef int arm(self, Stream stream) except -1:
+        """Have the kernel watch for what is wanted, and for nothing else."""
+        cdef epoll_event event
+        cdef int op = EPOLL_CTL_MOD
+        if stream.armed == stream.wanted:
+            return 0
+        if stream.armed == 0:
+            op = EPOLL_CTL_ADD
+        elif stream.wanted == 0:
+            op = EPOLL_CTL_DEL
+        memset(&event, 0, sizeof(event))
+        event.events = stream.wanted
+        event.data.u64 = (<uint64_t>stream.seating << SEATING_SHIFT) | <uint64_t>stream.fd
+        if epoll_ctl(self.epoll_fd, op, stream.fd, &event) < 0 and op != EPOLL_CTL_DEL:
+            PyErr_SetFromErrno(OSError)
+        stream.armed = stream.wanted
+        return 0
+
+
+cdef class Stream:
+    """A connected stream socket that the hub watches. Who derives from it says what happens when it is ready.
+
+    bound   the queue is as long as what was put
+    """
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        free(self.queue)
+
+    cdef int ready(self, uint32_t events) except -1:
+        """Some of what is wanted has come, or the peer is gone."""
+        raise NotImplementedError
+
+    cdef int fail(self) except -1:
+        """End it: `ready` has raised."""
+        raise NotImplementedError
+
+    cdef int want(self, uint32_t events) except -1:
+        """Have `ready` called for these events from now on, EPOLLIN and EPOLLOUT being levels."""
+        self.wanted = events
+        if events & ~self.armed:
+            return self.hub.arm(self)
+        return 0
+
+    cdef int put(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's, and not kept
+        """Send n bytes behind those that wait, or keep what the socket does not take; an errno, or 0."""
+        cdef ssize_t r
+        cdef uint8_t* grown
+        if self.queue_bytes == 0:
+            r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+            while r < 0 and errno == EINTR:
+                r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if r < 0:
+                if errno != EAGAIN:
+                    return errno
+                r = 0
+            if <size_t>r == n:
+                return 0
+            p += r
+            n -= r
+        grown = <uint8_t*>malloc(self.queue_bytes + n)
+        if grown is NULL:
+            raise MemoryError()
+        if self.queue_bytes:
+            memcpy(grown, self.queue + self.queue_start, self.queue_bytes)
+        memcpy(grown + self.queue_bytes, p, n)
+        free(self.queue)
+        self.queue = grown
+        self.queue_start = 0
+        self.queue_bytes += n
+        return 0
+
+    cdef int pour(self) noexcept:
+        """Send from the queue what the socket takes now; an errno, or 0."""
+        cdef ssize_t r = send(self.fd, self.queue + self.queue_start, self.queue_bytes, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if r < 0:
+            return 0 if errno == EAGAIN or errno == EINTR else errno
+        self.queue_start += r
+        self.queue_bytes -= r
+        if self.queue_bytes == 0:
+            self.forget_queue()
+        return 0
+
+    cdef int forget_queue(self) noexcept:
+        free(self.queue)
+        self.queue = NULL
+        self.queue_start = 0
+        self.queue_bytes = 0
+        return 0
+
+
+cdef class PlainTransport(Stream):
+    """An accepted socket without TLS, as much of an asyncio transport as net/h1.py needs.
+
+    in      fd        connected and non-blocking; closed when the connection is lost, unless a leg has taken it over
+            protocol  an asyncio.BufferedProtocol that reads from `hub.view`: its `get_buffer` is not asked.
+                      `connection_made` is called at once
+    raises  what `connection_made` does, or OSError; the descriptor is then still the caller's
+    bound   the queue is as long as what the protocol writes after it was asked to pause
+    """
+
+    def __init__(self, Hub hub not None, int fd, protocol):
+        self.hub = hub
+        self.fd = fd
+        self.protocol = protocol
+        self.high_bytes = DEFAULT_HIGH_BYTES
+        self.low_bytes = DEFAULT_HIGH_BYTES // 4
+        hub.seat(self)
+        try:
+            protocol.connection_made(self)
+            self.rearm()
+        except BaseException:
+            self.is_lost = True
+            self.protocol = None
+            hub.unseat(self)
+            raise
+
+    # --- for the protocol
+
+    def get_extra_info(self, name, default=None):
+        """`sockname`: host and port, or "" for a UNIX socket; `socket`: something with a `fileno`."""
+        cdef sockaddr_storage where
+        cdef unsigned size
+        if self.seating == 0:
+            return default
+        if name == "socket":
+            return self
+        if name == "sockname":
+            size = sizeof(where)
+            if getsockname(self.fd, <sockaddr*>&where, &size) == 0:
+                return _name(&where)
+        return default
+
+    def fileno(self):
+        return self.fd
+
+    def get_protocol(self):
+        return self.protocol
+
+    def set_write_buffer_limits(self, size_t high, low=None):
+        """From `high` waiting bytes on the protocol is to pause writing, from `low` down (a quarter) to resume."""
+        self.high_bytes = high
+        self.low_bytes = high // 4 if low is None else <size_t>low
+        self.pause_if_full()
+
+    def get_write_buffer_size(self):
+        return self.queue_bytes
+
+    def pause_reading(self):
+        self.is_paused = True
+        self.rearm()
+
+    def resume_reading(self):
+        self.is_paused = False
+        self.rearm()
+
+    def is_closing(self):
+        return self.is_ending
+
+    def can_write_eof(self):
+        return True
+
+    def write(self, const uint8_t[::1] data):
+        """Send, or keep what the socket does not take. Nothing happens when the transport is closing."""
+        cdef int error
+        if self.is_eof_wanted:
+            raise RuntimeError("nothing is written behind the end")
+        if self.is_ending or data.shape[0] == 0:
+            return
+        error = self.put(&data[0], <size_t>data.shape[0])
+        if error:
+            self.lose(OSError(error, os.strerror(error)))
+        elif self.queue_bytes:
+            self.rearm()
+            self.pause_if_full()
+
+    def write_eof(self):
+        """Shut down for writing, behind what waits. raises OSError when the connection is gone."""
+        if self.is_ending or self.is_eof_wanted:
+            return
+        self.is_eof_wanted = True
+        if self.queue_bytes == 0 and self.shut() < 0:
+            PyErr_SetFromErrno(OSError)
+
+    def close(self):
+        """Send what waits, throw away what has come, and go: closing over unread input would reset the connection."""
+        if self.is_ending:
+            return
+        if not self.is_at_eof:
+            recv(self.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
+        self.is_ending = True
+        self.rearm()
+        if self.queue_bytes == 0:
+            self.lose(None)
+
+    def abort(self):
+        """Go now; what waits is dropped."""
+        self.lose(None)
+
+    # --- for the hub
+
+    cdef int ready(self, uint32_t events) except -1:
+        if self.queue_bytes and events & ~<uint32_t>EPOLLIN:
+            self.flush()
+        if self.wanted & EPOLLIN and events & ~<uint32_t>EPOLLOUT:
+            self.read()
+        return 0
+
+    cdef int fail(self) except -1:
+        return self.lose(None)
+
+    cdef int read(self) except -1:
+        cdef ssize_t n = recv(self.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
+        if n > 0:
+            self.protocol.buffer_updated(n)
+        elif n == 0:
+            self.is_at_eof = True
+            self.rearm()
+            if not self.protocol.eof_received():
+                self.close()
+        elif errno != EAGAIN and errno != EINTR:
+            self.lose(OSError(errno, os.strerror(errno)))
+        return 0
+
+    cdef int flush(self) except -1:
+        cdef int error = self.pour()
+        if error:
+            return self.lose(OSError(error, os.strerror(error)))
+        if self.is_write_paused and self.queue_bytes <= self.low_bytes:
+            self.is_write_paused = False
+            self.protocol.resume_writing()
+        if self.queue_bytes == 0 and not self.is_lost:
+            if self.is_ending:
+                return self.lose(None)
+            if self.is_eof_wanted:
+                self.shut()
+        return self.rearm()
+
+    cdef int rearm(self) except -1:
+        cdef uint32_t events = 0
+        if self.seating == 0 or self.is_lost:
+            return 0
+        if self.queue_bytes:
+            events = EPOLLOUT
+        if not (self.is_paused or self.is_at_eof or self.is_ending):
+            events |= EPOLLIN
+        return self.want(events)
+
+    cdef int pause_if_full(self) except -1:
+        if self.queue_bytes > self.high_bytes and not self.is_write_paused:
+            self.is_write_paused = True
+            self.protocol.pause_writing()
+        return 0
+
+    cdef int shut(self) noexcept:
+        return shutdown(self.fd, SHUT_WR)
+
+    cdef int lose(self, error) except -1:
+        """The connection is over: tell the protocol in a call of its own, once, and close."""
+        if self.is_lost or self.seating == 0:
+            return 0
+        self.is_lost = self.is_ending = True
+        self.forget_queue()
+        self.want(0)
+        self.hub.loop.call_soon(self.finish, error)
+        return 0
+
+    def finish(self, error):
+        """Called by the loop, once."""
+        cdef int fd = self.fd
+        if self.seating == 0:
+            return
+        protocol, self.protocol = self.protocol, None
+        self.hub.unseat(self)
+        self.fd = -1
+        try:
+            protocol.connection_lost(error)
+        finally:
+            close_fd(fd)
+
+
+cdef object _name(const sockaddr_storage* where):
+    """Host and port, or "" for a socket that has none."""
+    cdef char text[INET6_ADDRSTRLEN]
+    cdef const sockaddr_in* in4 = <const sockaddr_in*>where
+    cdef const sockaddr_in6* in6 = <const sockaddr_in6*>where
+    if where.ss_family == AF_INET and inet_ntop(AF_INET, &in4.sin_addr, text, INET6_ADDRSTRLEN) is not NULL:
+        return (<bytes>text).decode("ascii"), ntohs(in4.sin_port)
+    if where.ss_family == AF_INET6 and inet_ntop(AF_INET6, &in6.sin6_addr, text, INET6_ADDRSTRLEN) is not NULL:
+        return (<bytes>text).decode("ascii"), ntohs(in6.sin6_port)
+    return ""
