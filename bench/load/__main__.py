@@ -122,7 +122,7 @@ def main() -> int:
 
     bench = Bench(programs, plan, peers, finished, checks=said.check, cpus=cpus)
     results = bench.run()
-    promises = bars.bars(results)
+    promises = bars.bars(results, names)
     if promises:
         _say("\n" + bars.markdown(promises))
     found = {

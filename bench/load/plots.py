@@ -22,6 +22,7 @@ _COLOURS = {
     "websockify": "#8c564b",
     "websocketd": "#ff7f0e",
 }
+_FURTHER_COLOURS = ("#e377c2", "#bcbd22", "#000000")  # for wstunnel with flags
 _PERCENTILES = ("p50", "p90", "p99", "p99.9")
 _SIZES_AT = 100  # connections
 _CONNECTIONS_AT = 64  # bytes
@@ -54,8 +55,9 @@ def draw(results: Sequence[Result], folder: str) -> list[str]:
                 ("server CPU per message, µs", _lines(rows, key, cost_of)),
                 ("messages per second", _lines(rows, key, rate_of)),
             ]
-            label = "payload, bytes" if key == "size" else "connections"
-            drawn.append(_figure(os.path.join(folder, f"{name}.svg"), title, label, panels))
+            marks = {float(row[key]): _short(row[key]) for row in rows}
+            label = "payload" if key == "size" else "connections"
+            drawn.append(_figure(os.path.join(folder, f"{name}.svg"), title, label, panels, marks, xscale="log"))
     drawn += _latency(by_connections, folder) + _idle(results, folder)
     return drawn
 
@@ -88,7 +90,8 @@ def _latency(rows: Sequence[Result], folder: str) -> list[str]:
     if not panels:
         return []
     path = os.path.join(folder, "latency.svg")
-    return [_figure(path, "latency of an echoed message", "percentile", panels, ticks=_PERCENTILES)]
+    marks = {float(at): name for at, name in enumerate(_PERCENTILES)}
+    return [_figure(path, "latency of an echoed message", "percentile", panels, marks)]
 
 
 def _idle(results: Sequence[Result], folder: str) -> list[str]:
@@ -100,7 +103,14 @@ def _idle(results: Sequence[Result], folder: str) -> list[str]:
         for peer in _peers(rows, "looks")
     }
     panels = [("memory of the server, MiB", lines)]
-    return [_figure(os.path.join(folder, "idle.svg"), "idle tunnels", "tunnels", panels, is_linear=True)]
+    return [_figure(os.path.join(folder, "idle.svg"), "idle tunnels", "tunnels", panels)]
+
+
+def _short(n: int) -> str:
+    for unit, name in ((1 << 20, "Mi"), (1 << 10, "Ki")):
+        if n % unit == 0:
+            return f"{n // unit} {name}"
+    return f"{n:,}"
 
 
 def _figure(
@@ -108,38 +118,41 @@ def _figure(
     title: str,
     label: str,
     panels: Sequence[tuple[str, dict[str, Points]]],
+    marks: dict[float, str] | None = None,  # on the x axis
     *,
-    ticks: Sequence[str] = (),
-    is_linear: bool = False,
+    xscale: str = "linear",
 ) -> str:
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5.2 * len(panels), 4.0), squeeze=False)
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(max(6.6, 5.2 * len(panels)), 4.2), squeeze=False)
     for axis, (what, lines) in zip(axes[0], panels, strict=True):
         _panel(axis, lines)
         axis.set_title(what, fontsize=9)
         axis.set_xlabel(label)
+        axis.set_xscale(xscale)
         axis.set_yscale("log")
-        if ticks:
-            axis.set_xticks(range(len(ticks)), ticks)
-        elif not is_linear:
-            axis.set_xscale("log")
+        if marks:
+            axis.set_xticks(list(marks), list(marks.values()))
+            axis.set_xticks([], minor=True)
     figure.suptitle(title, fontsize=10)
     handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower center", ncols=min(len(names), 8), frameon=False)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(handles, names, loc="lower center", ncols=4 * len(panels), frameon=False)
+    figure.tight_layout(rect=(0, 0.05 + 0.05 * -(-len(names) // (4 * len(panels))), 1, 1))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return path
 
 
 def _panel(axis: Any, lines: dict[str, Points]) -> None:
+    further = iter(_FURTHER_COLOURS)
     for peer, points in lines.items():
+        if not points:
+            continue
         is_ours = peer.startswith("wstunnel")
         axis.plot(
             *zip(*points, strict=True),
             label=peer,
-            color=_COLOURS.get(peer),
+            color=_COLOURS.get(peer) or next(further, "#000000"),
             linestyle="--" if peer == "floor" else "-",
             linewidth=2.2 if is_ours else 1.3,
             marker="o",

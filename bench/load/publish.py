@@ -55,7 +55,7 @@ def _figures(found: dict[str, Any], pictures: list[str]) -> str:
         *(f"![{os.path.basename(path)}](performance/{os.path.basename(path)})" for path in pictures),
         *(table.markdown(result, found["peers"]) for result in found["results"]),
         "### Promises",
-        bars.markdown(bars.bars(found["results"])),
+        bars.markdown(bars.bars(found["results"], found["peers"])),
     ]
     return "\n\n".join(parts)
 

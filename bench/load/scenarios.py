@@ -105,8 +105,8 @@ FULL = Plan(
     ),
     memory=(
         Memory("idle", "idle tunnels", "hold", "echo", (1000, 3000, 6000, 9000)),
-        Memory("stall", "the client does not read", "deaf", "pour", (200,), (1.0, 3.0, 6.0)),
-        Memory("stall", "the backend does not read", "flood", "deaf", (200,), (1.0, 3.0, 6.0)),
+        Memory("stall", "the client does not read", "deaf", "pour", (200,), (2.0, 5.0)),
+        Memory("stall", "the backend does not read", "flood", "deaf", (200,), (2.0, 5.0)),
     ),
 )
 
