@@ -39,9 +39,13 @@ class TimerWheel:
 
     def add(self, item: Timed, at_s: float) -> None:
         """Ask `item` at `at_s`; an item stands in the wheel once, so this moves it if it was there."""
-        self.discard(item)
-        tick = max(self._tick_of(at_s), self._tick_of(self.now_s)) + 1
-        self._buckets.setdefault(tick, {})[item] = None
+        if item in self._places:
+            self.discard(item)
+        tick = self._tick_of(max(at_s, self.now_s)) + 1
+        bucket = self._buckets.get(tick)
+        if bucket is None:
+            bucket = self._buckets[tick] = {}
+        bucket[item] = None
         self._places[item] = tick
 
     def discard(self, item: Timed) -> None:

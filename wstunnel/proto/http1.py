@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from http import HTTPStatus
 from urllib.parse import unquote
 
@@ -17,7 +16,7 @@ import httptools
 
 from wstunnel.errors import LimitError, PeerError, safe
 from wstunnel.limits import HeadLimits
-from wstunnel.proto.request import Headers, Request
+from wstunnel.proto.request import Headers, Request, tokens
 
 __all__ = ["HeadReader", "encode_head"]
 
@@ -141,7 +140,7 @@ class HeadReader:
             raise PeerError(f"malformed request head: {fault}") from fault
 
     def _request(self, method: str, target: str) -> Request:
-        headers = tuple((n.decode("ascii").lower(), v.decode("latin-1").strip(" \t")) for n, v in self._headers)
+        headers = tuple([(n.decode("ascii").lower(), v.decode("latin-1").strip(" \t")) for n, v in self._headers])
         hosts = [value for name, value in headers if name == "host"]
         if len(hosts) != 1:
             raise PeerError(f"a request has one Host field, this one has {len(hosts)}")
@@ -155,7 +154,7 @@ class HeadReader:
             _check_authority(host)
             headers = tuple((name, host if name == "host" else value) for name, value in headers)
         raw_path, _, query = rest.partition("?")
-        request = Request(
+        return Request(
             method=method,
             target=target,
             path=_decode_path(raw_path),
@@ -165,10 +164,8 @@ class HeadReader:
             peer=self._peer,
             local=self._local,
             scheme=self._scheme,
+            wants_websocket="websocket" in tokens(headers, "upgrade") and "upgrade" in tokens(headers, "connection"),
         )
-        if "websocket" in request.tokens("upgrade") and "upgrade" in request.tokens("connection"):
-            return replace(request, wants_websocket=True)
-        return request
 
 
 def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:

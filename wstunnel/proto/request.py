@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Headers", "Request"]
+__all__ = ["Headers", "Request", "tokens"]
 
 Headers = tuple[tuple[str, str], ...]
 """Field lines in wire order: lower-case name, value with outer blanks removed, both latin-1."""
@@ -42,6 +42,11 @@ class Request:
         return next((value for key, value in self.headers if key == name), None)
 
     def tokens(self, name: str) -> list[str]:
-        """The members of a comma-separated field over all its lines, in lower case (RFC 9110 §5.6.1)."""
-        members = (member.strip(" \t") for value in self.all(name) for member in value.split(","))
-        return [member.lower() for member in members if member]
+        """As the function `tokens`."""
+        return tokens(self.headers, name)
+
+
+def tokens(headers: Headers, name: str) -> list[str]:
+    """The members of a comma-separated field over all its lines, in lower case (RFC 9110 §5.6.1)."""
+    members = [member.strip(" \t") for key, value in headers if key == name for member in value.lower().split(",")]
+    return [member for member in members if member]

@@ -28,6 +28,8 @@ def log_tunnel(
     limits: LogLimits,
 ) -> None:
     """Write the line: bytes are payload, `in` is from the client, `code` is RFC 6455's close code."""
+    if not _log.isEnabledFor(logging.INFO):
+        return
     _log.info(
         "tunnel closed: %s",
         describe(code),
