@@ -2091,6 +2091,29 @@ def test_a_turn_that_ends_while_the_other_side_is_full_does_not_read_on(run: Run
 # --- the hub
 
 
+@pytest.mark.parametrize("run", [step for step in STEPS if step[1] == "hub"], ids="-".join, indirect=True)
+def test_a_fault_in_one_tunnel_is_told_to_the_loop_and_ends_it_with_1011(run: Run):
+    def fail() -> int:
+        raise ZeroDivisionError
+
+    async def check() -> None:
+        faults: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+        async with Bench(is_binary=True) as faulty:
+            faulty.session.backend_ended = fail
+            await faulty.backend.send(b"last words")
+            faulty.backend.close()
+
+            heard = await faulty.client.to_end(answer=True)
+
+            assert (heard.data, heard.code) == (b"last words", INTERNAL)
+            assert (faulty.relay.close_code, faulty.relay.closed_by) == (INTERNAL, "server")
+            (fault,) = faults
+            assert isinstance(fault["exception"], ZeroDivisionError)
+
+    run(check())
+
+
 def test_one_hub_flushes_many_legs_and_watches_none_of_them_afterwards(run: Run):
     async def check() -> None:
         async with Bench(narrow=8192, is_binary=True) as one, Bench(narrow=8192, is_binary=True) as other:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 from typing import Any
 
@@ -442,6 +443,38 @@ def test_a_connection_that_the_loop_cannot_take_is_closed_logged_and_gives_its_p
     run(check())
     (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert line.startswith("unix:: cannot be served: A Stream Socket was expected")
+
+
+def test_a_connection_that_the_hub_cannot_watch_is_closed_logged_and_gives_its_place_back(run: Run, caplog):
+    async def check() -> None:
+        async with Stand(max_connections=1) as stand:
+            near = Unwatched()
+            stand.worker._acceptor.open_connections += 1
+            stand.worker._admit(near)
+            assert near.is_closed
+
+            await stand.client()
+
+    run(check())
+    (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert line == "unix:: cannot be served: [Errno 1] Operation not permitted"
+
+
+class Unwatched:
+    """What epoll refuses: a descriptor that is no socket."""
+
+    family = socket.AF_UNIX
+
+    def __init__(self) -> None:
+        self._fd = os.open(os.devnull, os.O_RDONLY)
+        self.is_closed = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self.is_closed = True
 
 
 def test_tunnels_are_asked_to_end_one_after_the_other(run: Run):
