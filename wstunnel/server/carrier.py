@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 
 import uvloop
@@ -28,7 +27,7 @@ from wstunnel.server.orders import Orders
 from wstunnel.server.remote import RemoteForker
 from wstunnel.server.service import Service
 from wstunnel.server.worker import Worker
-from wstunnel.supervise.board import Board, WorkerColumn, WorkerState
+from wstunnel.supervise.board import Board, WorkerColumn, WorkerState, now_ms
 
 __all__ = ["main"]
 
@@ -71,7 +70,7 @@ class _Carrier:
         self._row_number, self._row = orders.row, self._board.worker(orders.row)
         self._row[WorkerColumn.PID] = os.getpid()
         self._row[WorkerColumn.GENERATION] = orders.generation
-        self._row[WorkerColumn.STARTED_MS] = _now_ms()
+        self._row[WorkerColumn.STARTED_MS] = now_ms()
         self._channel = Channel(
             socket.socket(fileno=orders.channel_fd), limits.master, on_message=self._told, on_closed=self._orphaned
         )
@@ -179,12 +178,8 @@ class _Carrier:
 
     def _beat(self) -> None:
         """Show that the loop turns."""
-        self._row[WorkerColumn.HEARTBEAT_MS] = _now_ms()
+        self._row[WorkerColumn.HEARTBEAT_MS] = now_ms()
         self._heart = self._loop.call_later(self._settings.limits.master.heartbeat_s, self._beat)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ class Hand:
 class Crew:
     """The workers of one configuration.
 
-    in      sockets    per worker, the listening sockets that it serves
+    in      listeners  per worker, the listening sockets that it serves
             on_ended   told when the last of them is gone, unless that is before all were ready
     bound   `settings.workers` processes
     """
@@ -237,11 +237,12 @@ class Crew:
             on_ended=on_ended,
         )
         crew._is_going, crew._is_starting = True, False
+        programs = forks.by_pid()
         for each in exported["hands"]:
             hand = crew._hand(
                 Child(each["pid"], each["pidfd"]), socket.socket(fileno=each["channel_fd"]), each["index"], each["row"]
             )
-            hand.resume(each["forks"], forks.by_pid())
+            hand.resume(each["forks"], programs)
         return crew
 
     def export(self) -> dict[str, Any]:

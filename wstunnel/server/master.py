@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 import signal
-import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -33,7 +32,7 @@ from wstunnel.server.privileges import become
 from wstunnel.server.service import Places, forks_of, hosts_of, name_of, places_of
 from wstunnel.settings import Address, Host, Settings
 from wstunnel.sockets import make_folder_of, remove_folder
-from wstunnel.supervise.board import Board
+from wstunnel.supervise.board import Board, now_ms
 from wstunnel.supervise.forks import Forks
 from wstunnel.supervise.place import SlotPlace
 from wstunnel.supervise.pools import Pools
@@ -50,7 +49,7 @@ class Master:
     """Runs `settings` in processes of their own, until it is asked to end.
 
     in      reread      the configuration as it is now; raises ConfigError
-            control_at  the path of the control socket, given where the listeners are bound; makes its folder
+            control_at  the path of the control socket, given where the listeners are bound
             passed      listening sockets of a service manager
             on_serving  told once, when everything serves, with the addresses
             image       what an upgrade executes
@@ -75,7 +74,7 @@ class Master:
         self._passed, self._notifier = passed, notifier
         self._loop = asyncio.get_running_loop()
         self._state: status.State = "starting"
-        self._started_ms = time.time_ns() // 1_000_000
+        self._started_ms = now_ms()
         self._image, self._inherited = image, inherited
         try:
             self._board = Board(settings.limits.master, None if inherited is None else inherited["board_fd"])
@@ -439,8 +438,7 @@ class Master:
     async def _commanded(self, command: str) -> dict[str, Any]:
         match command:
             case "status":
-                now_ms = time.time_ns() // 1_000_000
-                return {"ok": True, "status": status.take(self._board, self._facts(), now_ms).to_json()}
+                return {"ok": True, "status": status.take(self._board, self._facts(), now_ms()).to_json()}
             case "reload":
                 await self._reload_for_client()
                 return {"ok": True, "generation": self._generation}

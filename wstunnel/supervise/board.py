@@ -11,13 +11,14 @@ import contextlib
 import fcntl
 import mmap
 import os
+import time
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 from wstunnel.limits import MasterLimits
 from wstunnel.proto.close import CloseCode
 
-__all__ = ["Board", "SlotColumn", "SlotState", "WorkerColumn", "WorkerState", "close_column"]
+__all__ = ["Board", "SlotColumn", "SlotState", "WorkerColumn", "WorkerState", "close_column", "now_ms"]
 
 _MAGIC = 0x77737475_6E6E6C01  # "wstunnl", and the version of this layout
 _WORD_BYTES = 8
@@ -107,6 +108,11 @@ class SlotColumn(IntEnum):
 
 
 SLOT_WORDS = len(SlotColumn)
+
+
+def now_ms() -> int:
+    """The time of day as rows have it."""
+    return time.time_ns() // 1_000_000
 
 
 def close_column(code: int) -> int:

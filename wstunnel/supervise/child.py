@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from wstunnel.supervise import procfs
 
-__all__ = ["Child", "ExitStatus"]
+__all__ = ["Child", "ExitStatus", "signal_orphans"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,3 +106,10 @@ class Child:
     def close(self) -> None:
         """Stop watching."""
         os.close(self.pidfd)
+
+
+def signal_orphans(group: int, number: int) -> None:
+    """Signal what is left of a process group whose leader was reaped; no error if nothing is, or it is not ours."""
+    if procfs.orphans_live(group):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)

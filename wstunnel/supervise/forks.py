@@ -17,7 +17,7 @@ from typing import Any
 from wstunnel.errors import BackendError, StartError
 from wstunnel.limits import Limits
 from wstunnel.supervise import procfs
-from wstunnel.supervise.child import Child, ExitStatus
+from wstunnel.supervise.child import Child, ExitStatus, signal_orphans
 from wstunnel.supervise.spawn import CHILD_PATH, Program, check_program, find_program, spawn
 from wstunnel.supervise.stderr import StderrPipe
 
@@ -368,9 +368,8 @@ class Fork:
     def _signal(self, number: int) -> None:
         if self._child is not None:
             self._child.signal_group(number)
-        elif procfs.orphans_live(self.pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+        else:
+            signal_orphans(self.pid, number)
 
     def _reap(self) -> None:
         status = None if self._child is None else self._child.reap()

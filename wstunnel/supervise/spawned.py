@@ -14,9 +14,7 @@ next one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -28,8 +26,8 @@ from wstunnel.limits import Limits
 from wstunnel.proto.restart import Circuit, RestartGate
 from wstunnel.settings import Address
 from wstunnel.supervise import procfs
-from wstunnel.supervise.board import Board, SlotColumn, SlotState
-from wstunnel.supervise.child import Child, ExitStatus
+from wstunnel.supervise.board import Board, SlotColumn, SlotState, now_ms
+from wstunnel.supervise.child import Child, ExitStatus, signal_orphans
 from wstunnel.supervise.endpoint import Endpoint
 from wstunnel.supervise.place import SlotPlace
 from wstunnel.supervise.spawn import Program, check_program, spawn
@@ -65,7 +63,7 @@ def enter_state(words: memoryview, state: SlotState) -> None:
     """Write into a slot's row that it is in this state, and since when."""
     if words[SlotColumn.STATE] != state:
         words[SlotColumn.STATE] = state
-        words[SlotColumn.SINCE_MS] = time.time_ns() // 1_000_000
+        words[SlotColumn.SINCE_MS] = now_ms()
 
 
 class SpawnedSlot:
@@ -372,9 +370,7 @@ class SpawnedSlot:
         if self._child is not None:
             self._child.signal_group(number)
         for group in self._orphans:
-            if procfs.orphans_live(group):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(group, number)
+            signal_orphans(group, number)
 
     async def stop(self, kill_timeout_s: float) -> None:
         """End every process of this slot, then take the socket away.
