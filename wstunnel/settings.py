@@ -21,7 +21,12 @@ from wstunnel.limits import Limits, SpawnLimits
 __all__ = [
     "Address",
     "Balance",
+    "Condition",
+    "ConditionField",
+    "ConditionOperator",
+    "Forwarded",
     "FrameType",
+    "Gateway",
     "Host",
     "Io",
     "LoadPolicy",
@@ -35,6 +40,10 @@ __all__ = [
 ]
 
 FrameType = Literal["text", "binary"]
+Gateway = Literal["tunnel", "proxy", "cgi", "scgi", "fastcgi", "static"]
+Forwarded = Literal["for", "by", "host", "proto"]
+ConditionField = Literal["url", "host", "socket"]
+ConditionOperator = Literal["==", "!=", "=^", "=$", "=~", "!~"]
 Balance = Literal["least-connection", "round-robin", "hash", "sticky"]
 Io = Literal["auto", "hub", "protocol"]
 LoadPolicy = Literal["share", "queue", "refuse"]
@@ -61,6 +70,23 @@ class UnixAddress:
 
 
 Address = TcpAddress | UnixAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What else has to be true of a request: lighttpd's `$HTTP["url"]`, `$HTTP["host"]` and `$SERVER["socket"]`.
+
+    field     `url`: the decoded path; `host`: the Host field in lower case, and without a port unless `value` has one;
+              `socket`: `HOST:PORT` or `:PORT` of the listener
+    operator  equal, not equal, begins with, ends with, found by a regular expression, not found by it
+    """
+
+    field: ConditionField
+    operator: ConditionOperator
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.field} {self.operator} {self.value}"
 
 
 def _option(default: Any, name: str, metavar: str, group: OptionGroup, help_: str, *, flag: bool = True) -> Any:
@@ -186,6 +212,29 @@ class Route(Host):
         "/", "path", "PREFIX", "backend", "URL path prefix that reaches the backend (default: /)"
     )
     suffix: str | None = _option(None, "suffix", "SUFFIX", "backend", "URL path suffix instead of a prefix", flag=False)
+    when: tuple[Condition, ...] = _option(
+        (),
+        "when",
+        "LIST",
+        "backend",
+        "what else has to be true of a request: url, host or socket, an operator (== != =^ =$ =~ !~) and a value",
+        flag=False,
+    )
+    gateway: Gateway = _option(
+        "tunnel",
+        "gateway",
+        "KIND",
+        "backend",
+        "what the backend speaks: tunnel (plain bytes), proxy (HTTP), cgi, scgi or fastcgi; or static, for files "
+        "(default: tunnel)",
+    )
+    upgrade: bool = _option(
+        False,
+        "upgrade",
+        "BOOL",
+        "policy",
+        "pass WebSocket handshakes through to a backend that speaks HTTP or a kind of CGI (default: false)",
+    )
     stdio: tuple[str, ...] = _option(
         (),
         "stdio",
@@ -204,6 +253,52 @@ class Route(Host):
         "KIND",
         "backend",
         "which of several hosts: least-connection, round-robin, hash (of Host and path) or sticky (by client address)",
+        flag=False,
+    )
+    docroot: str | None = _option(
+        None, "docroot", "DIR", "files", "folder of the scripts or files of this route", flag=False
+    )
+    alias: str | None = _option(
+        None,
+        "alias",
+        "DIR",
+        "files",
+        "folder that stands in the place of the path, as in lighttpd's alias.url",
+        flag=False,
+    )
+    check_local: bool = _option(
+        False,
+        "check-local",
+        "BOOL",
+        "files",
+        "pass a request on to scgi or fastcgi only if there is a file of its path",
+        flag=False,
+    )
+    cgi_assign: tuple[tuple[str, str], ...] = _option(
+        (),
+        "cgi-assign",
+        "TABLE",
+        "files",
+        'suffixes of scripts, and the program that runs them; "" for every suffix, "" for scripts that run alone',
+        flag=False,
+    )
+    index_file_names: tuple[str, ...] = _option(
+        ("index.html",),
+        "index-file-names",
+        "LIST",
+        "files",
+        "files that stand for their folder, best first",
+        flag=False,
+    )
+    mimetype_assign: tuple[tuple[str, str], ...] = _option(
+        (), "mimetype-assign", "TABLE", "files", "types by suffix, before those that are known anyway", flag=False
+    )
+    forwarded: tuple[Forwarded, ...] = _option(
+        (),
+        "forwarded",
+        "LIST",
+        "policy",
+        "what a proxy says in a Forwarded field (RFC 7239): for, by, host, proto",
         flag=False,
     )
     frame_type: FrameType = _option(
@@ -243,9 +338,14 @@ class Route(Host):
     )
 
     @property
+    def kind(self) -> Gateway | Literal["stdio"]:
+        """The gateway that the route has."""
+        return "stdio" if self.stdio else self.gateway
+
+    @property
     def backends(self) -> tuple[Host, ...]:
-        """The hosts to choose from; none for a route of `stdio`."""
-        if self.stdio:
+        """The hosts to choose from; none where a program is started for each request, or files are served."""
+        if self.kind in {"stdio", "cgi", "static"}:
             return ()
         return self.hosts or (self,)
 
@@ -305,7 +405,7 @@ class Settings:
         5.0, "kill-timeout", "S", "timeouts", "seconds from a program's kill-signal to its SIGKILL (default: 5)"
     )
     document_root: str | None = _option(
-        None, "document-root", "DIR", "files", "folder of static files for plain GET and HEAD"
+        None, "document-root", "DIR", "files", "folder of static files, for requests that no route takes"
     )
     allow_unsafe_places: bool = _option(
         False,

@@ -26,19 +26,21 @@ def as_toml(settings: Settings) -> str:
     for route in settings.routes:
         lines += ["", "[[route]]", *_lines(ROUTE_OPTIONS, route, _hidden_of_route(route))]
         for host in route.hosts:
-            lines += ["", "[[route.hosts]]", *_lines(HOST_OPTIONS, host, _hidden(host))]
+            lines += ["", "[[route.hosts]]", *_lines(HOST_OPTIONS, host, _hidden(host, route.kind))]
     return "\n".join(lines) + "\n"
 
 
 def _hidden_of_route(route: Route) -> Collection[str]:
-    hidden = {*HOST_FIELDS, "max_forks"} if route.hosts else set(_hidden(route))
+    hidden = set(_hidden(route, route.kind))
+    if route.hosts:
+        hidden |= HOST_FIELDS
     if len(route.hosts) < 2 and route.balance == ROUTE_OPTIONS["balance"].default:
         hidden.add("balance")  # there is nothing to choose from, and nobody has set it
     return hidden
 
 
-def _hidden(host: Host) -> Collection[str]:
-    return unfit(lambda field: bool(getattr(host, field, None)), is_shared=host.max_load_policy == "share")
+def _hidden(host: Host, kind: str) -> Collection[str]:
+    return unfit(lambda field: bool(getattr(host, field, None)), kind=kind, is_shared=host.max_load_policy == "share")
 
 
 def _lines(options: Mapping[str, Option], of: Settings | Host, hidden: Container[str]) -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 
-from wstunnel.config.drafts import Draft, Problems
+from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.options import shown
 from wstunnel.settings import UnixAddress
 from wstunnel.supervise.spawn import CHILD_PATH
@@ -31,20 +31,34 @@ def make_absolute(draft: Draft, problems: Problems) -> None:
         if field in values:
             values[field] = absolute(values[field])
     if "log_file" in values:
-        folder = os.path.dirname(values["log_file"])
-        if os.path.isdir(values["log_file"]):
-            problems.add(draft.where("log_file"), f"{shown(values['log_file'])} is a folder; name a file in it")
-        elif not os.path.isdir(folder):
-            problems.add(draft.where("log_file"), f"the folder {shown(folder)} does not exist; create it")
-    if "document_root" in values:
-        root = values["document_root"] = absolute(values["document_root"])
-        if not os.path.isdir(root):
-            problems.add(draft.where("document_root"), f"{shown(root)} is not a folder")
-        elif not os.access(root, os.R_OK | os.X_OK):
-            problems.add(draft.where("document_root"), f"{shown(root)} may not be read by this user")
+        _check_log_file(values["log_file"], draft.where("log_file"), problems)
+    for field in ("document_root", "docroot", "alias"):
+        if field in values:
+            values[field] = absolute(values[field])
+            _check_folder(values[field], draft.where(field), problems)
+    if "cgi_assign" in values:
+        values["cgi_assign"] = tuple(
+            (suffix, program and _found_program((program,), "cgi_assign", draft, problems)[0])
+            for suffix, program in values["cgi_assign"]
+        )
     for field in ("bin_path", "stdio"):
         if field in values:
             values[field] = _found_program(values[field], field, draft, problems)
+
+
+def _check_folder(path: str, place: Place, problems: Problems) -> None:
+    if not os.path.isdir(path):
+        problems.add(place, f"{shown(path)} is not a folder")
+    elif not os.access(path, os.R_OK | os.X_OK):
+        problems.add(place, f"{shown(path)} may not be read by this user")
+
+
+def _check_log_file(path: str, place: Place, problems: Problems) -> None:
+    folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        problems.add(place, f"{shown(path)} is a folder; name a file in it")
+    elif not os.path.isdir(folder):
+        problems.add(place, f"the folder {shown(folder)} does not exist; create it")
 
 
 def _found_program(argv: tuple[str, ...], field: str, draft: Draft, problems: Problems) -> tuple[str, ...]:

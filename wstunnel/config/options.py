@@ -16,7 +16,7 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, cast, get_args
 from urllib.parse import unquote
 
 from wstunnel.errors import safe
@@ -25,7 +25,12 @@ from wstunnel.proto.origin import OriginPolicy
 from wstunnel.settings import (
     Address,
     Balance,
+    Condition,
+    ConditionField,
+    ConditionOperator,
+    Forwarded,
     FrameType,
+    Gateway,
     Host,
     Io,
     LoadPolicy,
@@ -306,6 +311,34 @@ def _is_utf8(text: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class _BySuffix:
+    """Suffixes of file names, and a word for each: a table in a file."""
+
+    item: str
+    example: str
+    may_be_empty: bool = False
+
+    def from_text(self, text: str) -> tuple[tuple[str, str], ...]:
+        raise OptionError(f"needs a table such as {self.example}, got {shown(text)}")
+
+    def from_toml(self, value: object) -> tuple[tuple[str, str], ...]:
+        if not isinstance(value, dict):
+            raise OptionError(f"needs a table such as {self.example}, got {shown(value)}")
+        problems = [
+            f"needs {self.item} for {shown(suffix)}, got {shown(word)}"
+            for suffix, word in value.items()
+            if not isinstance(word, str) or not (word or self.may_be_empty) or "\0" in word + suffix
+        ]
+        if problems:
+            raise OptionError("; ".join(problems))
+        return tuple(value.items())
+
+    def to_toml(self, value: tuple[tuple[str, str], ...]) -> str:
+        pairs = ", ".join(f"{toml_string(suffix)} = {toml_string(word)}" for suffix, word in value)
+        return f"{{ {pairs} }}" if value else "{}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Seconds:
     """A time that is neither negative nor endless."""
 
@@ -429,9 +462,32 @@ def _origin(text: str) -> str:
     return text
 
 
+def _condition(text: str) -> Condition:
+    """`url =^ /a/`, `host == a.example`, `socket == :8080`."""
+    parts = re.fullmatch(r"\s*(\S+)\s+(\S+)\s+(.*)", text)
+    if parts is None or parts[1] not in get_args(ConditionField) or parts[2] not in get_args(ConditionOperator):
+        fields, operators = " or ".join(get_args(ConditionField)), " ".join(get_args(ConditionOperator))
+        raise OptionError(f"needs {fields}, one of {operators}, and a value, got {shown(text)}")
+    field, operator, value = cast(ConditionField, parts[1]), cast(ConditionOperator, parts[2]), parts[3]
+    if operator in {"=~", "!~"}:
+        try:
+            re.compile(value)
+        except (re.error, OverflowError, RecursionError) as bad:
+            raise OptionError(f"{shown(value)} is not a regular expression: {bad}") from None
+    if field == "socket" and (operator not in {"==", "!="} or not re.fullmatch(r".*:[0-9]+|unix:.+", value)):
+        raise OptionError(f"a socket is == or != HOST:PORT, :PORT or unix:PATH, got {shown(text)}")
+    return Condition(field, operator, value)
+
+
 def _token(text: str) -> str:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", text):  # RFC 9110 §5.6.2
         raise OptionError(f"needs names of letters, digits and !#$%&'*+-.^_`|~, got {shown(text)}")
+    return text
+
+
+def _file_name(text: str) -> str:
+    if "/" in text:
+        raise OptionError(f"needs the name of a file, without folders, got {shown(text)}")
     return text
 
 
@@ -489,6 +545,7 @@ def _options(of: type[Settings | Host], kinds: dict[str, Kind]) -> dict[str, Opt
 
 _bounds, _spawn_bounds = OptionLimits(), SpawnLimits()
 _text_path = _Word("a path", str)
+_folder = _Word("a folder", str)
 _seconds = _Seconds(_bounds.max_seconds)
 _some_seconds = _Seconds(_bounds.max_seconds, may_be_zero=False)
 _switch = _Switch()
@@ -507,7 +564,7 @@ SERVER_OPTIONS: dict[str, Option] = _options(
         "drain_timeout_s": _seconds,
         "reload_timeout_s": _seconds,
         "kill_timeout_s": _seconds,
-        "document_root": _Word("a folder", str),
+        "document_root": _folder,
         "allow_unsafe_places": _switch,
         "log_level": _choice(LogLevel),
         "log_format": _choice(LogFormat),
@@ -548,9 +605,19 @@ ROUTE_OPTIONS: dict[str, Option] = _options(
         **_HOST_KINDS,
         "path": _Word("a URL path", _url_path),
         "suffix": _Word("the end of a URL path", _url_part),
+        "when": _Words(_Word("a condition", _condition), '["host == example.com"]'),
+        "gateway": _choice(Gateway),
+        "upgrade": _switch,
         "stdio": _program,
         "max_forks": _Whole(1, _bounds.max_connections),
         "balance": _choice(Balance, fair="least-connection"),  # lighttpd's older word
+        "docroot": _folder,
+        "alias": _folder,
+        "check_local": _switch,
+        "cgi_assign": _BySuffix("the path of a program", '{ ".pl" = "/usr/bin/perl" }', may_be_empty=True),
+        "index_file_names": _Words(_Word("the name of a file", _file_name), '["index.html"]', may_be_empty=True),
+        "mimetype_assign": _BySuffix("a media type", '{ ".md" = "text/markdown" }'),
+        "forwarded": _Words(_Word("for, by, host or proto", _choice(Forwarded).from_text), '["for", "proto"]'),
         "frame_type": _choice(FrameType),
         "origins": _Words(
             _Word("an origin", _origin),

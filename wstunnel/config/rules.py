@@ -13,7 +13,7 @@ from typing import Any
 from wstunnel.config import runtime
 from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.files import make_absolute
-from wstunnel.config.fitting import HOST_FIELDS, unfit
+from wstunnel.config.fitting import HOST_FIELDS, UNCONNECTED, unfit
 from wstunnel.config.options import HOST_OPTIONS, shown
 from wstunnel.config.places import Danger, program_danger, socket_danger
 from wstunnel.errors import ConfigError
@@ -45,7 +45,7 @@ class _Backend:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """A route with the draft that says where each of its options stands; no backends where it is of stdio."""
+    """A route with the draft that says where each of its options stands; backends as in `Route.backends`."""
 
     route: Route
     draft: Draft
@@ -100,20 +100,41 @@ def _settle_route(draft: Draft, number: int, sockets: _DefaultSockets, problems:
         draft.values["path"] = None
     if draft.hosts is not None:
         return _settle_hosts(draft, draft.hosts, number, sockets, problems)
-    route = Route(**_settled_host(draft, sockets, _found_by(draft), problems, or_else=" or a stdio"))
-    return _Named(
-        route, draft, () if draft.has("stdio") else (_Backend(route, draft, f"the backend of route {number}"),)
-    )
+    around = _around(draft)
+    route = Route(**_settled_host(draft, sockets, around, problems, or_else=" or a stdio"))
+    _check_files(draft, around.kind, problems)
+    return _Named(route, draft, (_Backend(route, draft, f"the backend of route {number}"),) if route.backends else ())
+
+
+def _check_files(draft: Draft, kind: str, problems: Problems) -> None:
+    """A gateway that needs files has been told where they are."""
+    if draft.has("alias") and draft.has("docroot"):
+        problems.add(draft.where("alias"), "a route has a docroot or an alias, not both")
+    if draft.has("alias") and draft.has("suffix"):
+        problems.add(draft.where("alias"), "needs a path, in whose place it stands, not a suffix")
+    if kind in {"cgi", "static"} and not draft.has("docroot") and not draft.has("alias"):
+        problems.add(draft.where("gateway"), "needs a docroot, or an alias, beside it")
+    if kind == "cgi" and not draft.has("cgi_assign"):
+        problems.add(draft.where("gateway"), 'needs a cgi-assign beside it, such as { ".pl" = "/usr/bin/perl" }')
+    if draft.values.get("check_local") and not draft.has("docroot"):
+        problems.add(draft.where("check_local"), "needs a docroot beside it")
 
 
 def _settle_hosts(
     draft: Draft, hosts: list[Draft], number: int, sockets: _DefaultSockets, problems: Problems
 ) -> _Named:
     """A route of several hosts, which has no host options of its own."""
-    if draft.has("stdio"):
-        problems.add(draft.where("stdio"), f"cannot stand beside {draft.where('hosts').text}")
-    elif draft.has("max_forks"):
-        problems.add(draft.where("max_forks"), "needs a stdio")
+    around = _around(draft)
+    if around.kind in UNCONNECTED:
+        place = draft.where("stdio" if draft.has("stdio") else "gateway")
+        problems.add(place, f"cannot stand beside {draft.where('hosts').text}")
+        around = dataclasses.replace(around, kind="tunnel")  # for the hosts, as if it were not there
+    else:
+        misplaced = unfit(draft.has, kind=around.kind, is_shared=True)
+        for field in sorted(misplaced.keys() - HOST_FIELDS):
+            if field in draft.values:
+                problems.add(draft.where(field), misplaced[field])
+        _check_files(draft, around.kind, problems)
     for field in sorted(HOST_FIELDS):
         if draft.has(field):
             first = hosts[0].where(None).text if hosts else draft.where("hosts").text
@@ -126,7 +147,9 @@ def _settle_hosts(
         _warn_of_balance(draft, problems)
     backends = tuple(
         _Backend(
-            Host(**_settled_host(each, sockets, _found_by(draft), problems)), each, f"host {index} of route {number}"
+            Host(**_settled_host(each, sockets, around, problems)),
+            each,
+            f"host {index} of route {number}",
         )
         for index, each in enumerate(hosts, 1)
     )
@@ -139,22 +162,31 @@ def _warn_of_balance(draft: Draft, problems: Problems) -> None:
         problems.warn(draft.where("balance"), "without effect: there is one host; several stand as [[route.hosts]]")
 
 
-def _found_by(route: Draft) -> tuple[object, ...]:
-    """What tells a route from others."""
-    return route.values.get("path", "/"), route.values.get("suffix")
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What a host has to know of its route: the kind of its gateway, and what tells it from other routes."""
+
+    kind: str
+    found_by: tuple[object, ...]
+
+
+def _around(route: Draft) -> _Around:
+    values = route.values
+    kind = "stdio" if route.has("stdio") else values.get("gateway", "tunnel")
+    return _Around(kind, (values.get("path", "/"), values.get("suffix"), *map(str, values.get("when", ()))))
 
 
 def _settled_host(
-    draft: Draft, sockets: _DefaultSockets, route: tuple[object, ...], problems: Problems, or_else: str = ""
+    draft: Draft, sockets: _DefaultSockets, route: _Around, problems: Problems, or_else: str = ""
 ) -> dict[str, Any]:
     """The values of a host, or of a route that is its own one, with what follows from them."""
     make_absolute(draft, problems)
     values = dict(draft.values)
     is_shared = not draft.has("max_load_policy") or values.get("max_load_policy") == "share"
-    for field, why in unfit(draft.has, is_shared=is_shared).items():
+    for field, why in unfit(draft.has, kind=route.kind, is_shared=is_shared).items():
         if field in draft.values:
             problems.add(draft.where(field), why)
-    if draft.has("stdio"):
+    if route.kind in UNCONNECTED:
         return values
     _warn_of_balance(draft, problems)
     if draft.has("port") and not draft.has("host"):
@@ -166,7 +198,7 @@ def _settled_host(
     elif not any(map(draft.has, ("socket", "port", "host", "bin_path"))):
         problems.add(draft.where(None), f"has no backend: it takes a socket, a port (and a host), a bin-path{or_else}")
     elif "bin_path" in values and not any(map(draft.has, ("socket", "port", "host"))):
-        values["socket"] = sockets.take(values["bin_path"], route)
+        values["socket"] = sockets.take(values["bin_path"], route.found_by)
     most, least = values.get("max_procs", 1), values.get("min_procs")
     if least is not None and least > most and "max_procs" not in draft.refused:
         given = "" if "max_procs" in values else ", which is 1 unless it is given"
@@ -326,6 +358,9 @@ def _check_places(
     for each in named:
         if each.route.stdio:
             look(each.draft.where("stdio"), program_danger(each.route.stdio[0], trusted))
+        for _, interpreter in each.route.cgi_assign:
+            if interpreter and os.path.exists(interpreter):
+                look(each.draft.where("cgi_assign"), program_danger(interpreter, trusted))
         for backend in each.backends:
             host, draft = backend.host, backend.draft
             if host.bin_path and os.path.exists(host.bin_path[0]):
@@ -335,6 +370,10 @@ def _check_places(
 
 
 # --- warnings
+
+
+_OF_TUNNELS = frozenset({"tunnel", "stdio"})
+"""Gateways that take WebSocket handshakes only."""
 
 
 def _warn_of_unreachable(named: list[_Named], problems: Problems) -> None:
@@ -349,6 +388,8 @@ def _warn_of_unreachable(named: list[_Named], problems: Problems) -> None:
 
 
 def _swallows(earlier: Route, later: Route) -> bool:
+    if earlier.when or earlier.kind == "cgi" or (earlier.kind in _OF_TUNNELS and later.kind not in _OF_TUNNELS):
+        return False  # it leaves some to others
     if earlier.path == "/":
         return True
     if earlier.path is not None:

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
+from wstunnel.errors import StartError
 from wstunnel.gateways.claim import Gateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import Forker, StdioGateway
@@ -78,6 +79,8 @@ class Service:
     def _gateway(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> Gateway:
         if route.stdio:
             return StdioGateway(self._forker, index, route, self._settings.limits.spawn)
+        if route.kind != "tunnel":
+            raise StartError(f"{name_of(route)}: a gateway of {route.kind} is not served yet")
         limits = self._settings.limits
         hosts = []
         for host, at in zip(route.backends, places, strict=True):

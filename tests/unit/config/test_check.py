@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wstunnel.config.check import as_toml
 from wstunnel.config.toml import load
-from wstunnel.settings import Host, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Condition, Host, Route, Settings, TcpAddress, UnixAddress
 
 NAMES = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/?#%"), min_size=1, max_size=8
@@ -61,36 +61,87 @@ def hosts(draw: st.DrawFn, where: str, port: int) -> dict[str, Any]:
     return fields
 
 
+CONDITIONS = st.sampled_from(
+    [
+        Condition("url", "=^", "/a "),
+        Condition("url", "=~", "^/(a|b)\\.py$"),
+        Condition("host", "!=", "a.example"),
+        Condition("socket", "==", ":8080"),
+        Condition("socket", "!=", "[::1]:1"),
+    ]
+)
+SUFFIXES = st.lists(st.tuples(WORDS, st.just("/bin/sh")), max_size=3, unique_by=lambda pair: pair[0]).map(tuple)
+SPOKEN = {
+    "proxy": {"upgrade": st.booleans(), "forwarded": st.sampled_from([(), ("for", "proto")])},
+    "cgi": {
+        "upgrade": st.booleans(),
+        "docroot": st.just("/usr"),
+        "cgi_assign": SUFFIXES.filter(bool),
+        "max_forks": st.integers(1, 99),
+        **PROGRAM,
+        **TIMEOUTS,
+    },
+    "scgi": {"upgrade": st.booleans(), "docroot": st.sampled_from([None, "/usr"])},
+    "fastcgi": {"upgrade": st.booleans(), "docroot": st.just("/usr"), "check_local": st.booleans()},
+    "static": {
+        "docroot": st.just("/usr"),
+        "index_file_names": st.sampled_from([("index.html",), ("a", "b")]),
+        "mimetype_assign": SUFFIXES,
+    },
+}
+
+
 @st.composite
 def routes(draw: st.DrawFn, number: int) -> Route:
     """Any route; the number keeps its backends apart from those of the others."""
     fields = draw(
         st.fixed_dictionaries(
             {
-                "frame_type": st.sampled_from(["text", "binary"]),
-                "origins": st.sampled_from([None, ("*",), ("https://a.example:8443", "*.b.example")]),
-                "subprotocols": st.sampled_from([(), ("binary",), ("chat.v2", "binary")]),
-                "ping_interval_s": SECONDS,
-                "ping_timeout_s": SECONDS,
-                "max_read_idle_s": st.just(0.0),
-                "max_write_idle_s": SECONDS,
-                "close_timeout_s": SECONDS,
+                "when": st.lists(CONDITIONS, max_size=2).map(tuple),
+                "gateway": st.sampled_from(["tunnel", *SPOKEN]),
             }
         )
     )
+    kind = fields["gateway"]
+    if kind != "static":
+        fields |= draw(
+            st.fixed_dictionaries(
+                {
+                    "origins": st.sampled_from([None, ("*",), ("https://a.example:8443", "*.b.example")]),
+                    "max_read_idle_s": st.just(0.0),
+                    "max_write_idle_s": SECONDS,
+                    "close_timeout_s": SECONDS,
+                }
+            )
+        )
+    if kind == "tunnel":
+        fields |= draw(
+            st.fixed_dictionaries(
+                {
+                    "frame_type": st.sampled_from(["text", "binary"]),
+                    "subprotocols": st.sampled_from([(), ("binary",), ("chat.v2", "binary")]),
+                    "ping_interval_s": SECONDS,
+                    "ping_timeout_s": SECONDS,
+                }
+            )
+        )
+    else:
+        fields |= draw(st.fixed_dictionaries(SPOKEN[kind]))
     fields |= draw(
         st.one_of(
             st.builds(lambda path: {"path": path}, PATHS),
             st.builds(lambda suffix: {"path": None, "suffix": suffix}, NAMES),
         )
     )
-    kind = draw(st.sampled_from(["host", "hosts", "stdio"]))
-    if kind == "stdio":
+    if kind in {"cgi", "static"}:
+        return Route(**fields)
+    backend = draw(st.sampled_from(["host", "hosts", "stdio"] if kind == "tunnel" else ["host", "hosts"]))
+    if backend == "stdio":
         fields |= draw(st.fixed_dictionaries({**PROGRAM, **TIMEOUTS, "max_forks": st.integers(1, 99)}))
         fields["stdio"] = ("/bin/sh", *draw(st.lists(WORDS)))
         return Route(**fields)
     fields["balance"] = draw(st.sampled_from(["least-connection", "round-robin", "hash", "sticky"]))
-    if kind == "host":
+    if backend == "host":
         return Route(**fields, **draw(hosts(f"{number}", 1000 + 100 * number)))
     many = [Host(**draw(hosts(f"{number}h{index}", 1000 + 100 * number + 10 * index))) for index in range(1, 4)]
     return Route(**fields, hosts=tuple(many[: draw(st.integers(1, 3))]))
@@ -170,7 +221,8 @@ write-timeout = 0
 
 def test_a_route_says_what_means_something_there_and_no_more():
     assert as_toml(Settings(routes=(Route(host="127.0.0.1", port=7),))) == (
-        f'{TOP}\n[[route]]\npath = "/"\nhost = "127.0.0.1"\nport = 7\nmax-load-policy = "share"\n{POLICY}'
+        f'{TOP}\n[[route]]\npath = "/"\ngateway = "tunnel"\nhost = "127.0.0.1"\nport = 7\n'
+        f'max-load-policy = "share"\n{POLICY}'
         f"tcp-fin-propagate = true\n{PINGS}disable-time = 1\n{CONNECTING}"
     )
 
@@ -195,6 +247,14 @@ def test_several_hosts_stand_below_their_route():
     hosts = (Host(host="127.0.0.1", port=7), Host(socket="/s"))
     each = f'max-load-policy = "share"\ntcp-fin-propagate = true\ndisable-time = 1\n{CONNECTING}'
     assert as_toml(Settings(routes=(Route(hosts=hosts),))) == (
-        f'{TOP}\n[[route]]\npath = "/"\nbalance = "least-connection"\n{POLICY}{PINGS}'
+        f'{TOP}\n[[route]]\npath = "/"\ngateway = "tunnel"\nbalance = "least-connection"\n{POLICY}{PINGS}'
         f'\n[[route.hosts]]\nhost = "127.0.0.1"\nport = 7\n{each}\n[[route.hosts]]\nsocket = "/s"\n{each}'
+    )
+
+
+def test_files_say_nothing_of_backends():
+    route = Route(gateway="static", alias="/usr", mimetype_assign=((".x", "text/plain"),))
+    assert as_toml(Settings(routes=(route,))) == (
+        f'{TOP}\n[[route]]\npath = "/"\ngateway = "static"\nalias = "/usr"\nindex-file-names = ["index.html"]\n'
+        'mimetype-assign = { ".x" = "text/plain" }\n'
     )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, OptionError, shown, toml_string
 from wstunnel.limits import OptionLimits
-from wstunnel.settings import Host, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Condition, Host, Route, Settings, TcpAddress, UnixAddress
 
 OPTIONS = SERVER_OPTIONS | ROUTE_OPTIONS
 A_YEAR_S = int(OptionLimits().max_seconds)
@@ -43,10 +43,10 @@ def test_what_a_host_takes_a_route_takes_for_its_own_host():
 
 
 def test_a_route_is_shown_from_its_path_on():
-    assert list(ROUTE_OPTIONS)[:4] == ["path", "suffix", "stdio", "balance"]
+    assert list(ROUTE_OPTIONS)[:6] == ["path", "suffix", "when", "gateway", "stdio", "balance"]
     groups = [option.group for option in ROUTE_OPTIONS.values()]
-    assert list(dict.fromkeys(groups)) == ["backend", "processes", "policy", "timeouts"]
-    assert groups == sorted(groups, key=["backend", "processes", "policy", "timeouts"].index)
+    assert list(dict.fromkeys(groups)) == ["backend", "processes", "policy", "timeouts", "files"]
+    assert groups == sorted(groups, key=["backend", "processes", "policy", "timeouts", "files"].index)
 
 
 def test_no_name_is_an_option_of_the_server_and_of_a_route():
@@ -443,3 +443,47 @@ def test_a_value_is_shown_short_and_printable(value, text):
 def test_a_value_of_any_length_is_shown_in_one_line_of_bounded_length():
     assert len(shown("x" * 100_000)) < 600
     assert len(shown(10**4000)) < 600
+
+
+@pytest.mark.parametrize(
+    ("written", "condition"),
+    [
+        ("url =^ /a b", Condition("url", "=^", "/a b")),
+        ("  host   !~   ^www\\. ", Condition("host", "!~", "^www\\. ")),
+        ("socket == :80", Condition("socket", "==", ":80")),
+        ("socket != unix:/a", Condition("socket", "!=", "unix:/a")),
+    ],
+)
+def test_a_condition_has_three_parts(written, condition):
+    assert ROUTE_OPTIONS["when"].kind.from_toml([written]) == (condition,)
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("url /a", "needs url or host or socket"),
+        ("path == /a", "needs url or host or socket"),
+        ("url = /a", "needs url or host or socket"),
+        ("url =~ (", "is not a regular expression"),
+        ("socket =~ :80", "a socket is == or !="),
+        ("socket == 80", "a socket is == or !="),
+    ],
+)
+def test_a_condition_that_cannot_be_is_refused(written, why):
+    with pytest.raises(OptionError, match=why):
+        ROUTE_OPTIONS["when"].kind.from_toml([written])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "why"),
+    [
+        ("cgi-assign", [".pl"], "needs a table"),
+        ("cgi-assign", {".pl": 1}, 'needs the path of a program for ".pl", got 1'),
+        ("mimetype-assign", {".md": ""}, 'needs a media type for ".md", got ""'),
+        ("index-file-names", ["a/b"], "without folders"),
+        ("forwarded", ["for", "to"], "needs for or by or host or proto"),
+    ],
+)
+def test_tables_and_lists_of_files_are_held_to_their_shape(option, value, why):
+    with pytest.raises(OptionError, match=why):
+        ROUTE_OPTIONS[option].kind.from_toml(value)

@@ -72,7 +72,7 @@ def asked(tmp_path) -> Asked:
         ({"host": "a"}, "1.host: needs a port beside it"),
         ({"socket": "s", "port": 1}, "1.socket: a backend has a socket or a host and port, not both"),
         ({"port": 1, "path": "/", "suffix": "x"}, "1.suffix: a route has a path or a suffix, not both"),
-        ({"port": 1, "max_forks": 2}, "1.max_forks: needs a stdio"),
+        ({"port": 1, "max_forks": 2}, "1.max_forks: needs a stdio or a gateway of cgi"),
         (
             {"port": 1, "max_load_per_proc": 2},
             "1.max_load_per_proc: needs a bin-path, or a max-load-policy of queue or refuse",
@@ -88,7 +88,43 @@ def asked(tmp_path) -> Asked:
             "1.tcp_fin_propagate: cannot stand beside 1h1.-; write it into each [[route.hosts]] that it is for",
         ),
         ({"hosts": [{"port": 1}], "stdio": ("cat",)}, "1.stdio: cannot stand beside 1.hosts"),
-        ({"hosts": [{"port": 1}], "max_forks": 1}, "1.max_forks: needs a stdio"),
+        ({"hosts": [{"port": 1}], "max_forks": 1}, "1.max_forks: needs a stdio or a gateway of cgi"),
+        ({"port": 1, "upgrade": True}, "1.upgrade: needs a gateway of proxy or cgi or scgi or fastcgi"),
+        ({"port": 1, "docroot": "www"}, "1.docroot: needs a gateway of cgi or scgi or fastcgi or static"),
+        (
+            {"gateway": "static", "docroot": "www", "frame_type": "text"},
+            "1.frame_type: needs a stdio or a gateway of tunnel",
+        ),
+        (
+            {"gateway": "static", "docroot": "www", "port": 1},
+            "1.port: cannot stand beside a gateway of static, which connects to no backend",
+        ),
+        ({"gateway": "static"}, "1.gateway: needs a docroot, or an alias, beside it"),
+        (
+            {"gateway": "static", "docroot": "www", "alias": "www"},
+            "1.alias: a route has a docroot or an alias, not both",
+        ),
+        (
+            {"gateway": "static", "alias": "www", "suffix": ".md"},
+            "1.alias: needs a path, in whose place it stands, not a suffix",
+        ),
+        (
+            {"gateway": "cgi", "docroot": "www"},
+            '1.gateway: needs a cgi-assign beside it, such as { ".pl" = "/usr/bin/perl" }',
+        ),
+        ({"gateway": "scgi", "port": 1, "check_local": True}, "1.check_local: needs a docroot beside it"),
+        (
+            {"gateway": "cgi", "docroot": "www", "cgi_assign": (("", ""),), "hosts": [{"port": 1}]},
+            "1.gateway: cannot stand beside 1.hosts",
+        ),
+        (
+            {"gateway": "proxy", "frame_type": "text", "hosts": [{"port": 1}]},
+            "1.frame_type: needs a stdio or a gateway of tunnel",
+        ),
+        (
+            {"stdio": ("cat",), "gateway": "proxy"},
+            "1.gateway: cannot stand beside stdio, which starts a program for each tunnel and connects to none",
+        ),
     ],
 )
 def test_a_route_that_says_too_little_or_too_much_is_refused(asked, route, problem):
