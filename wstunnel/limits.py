@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 __all__ = [
     "AcceptLimits",
     "FileLimits",
+    "GatewayLimits",
     "HeadLimits",
     "Limits",
     "LogLimits",
@@ -199,6 +200,21 @@ class FileLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayLimits:
+    """What bodies and backends that speak HTTP, CGI or FastCGI may cost beside the payload that they carry."""
+
+    max_chunk_line_bytes: int = 1024
+    """The line in front of a chunk: its size and extensions, which nobody reads."""
+    max_trailer_bytes: int = 8 * 1024
+    """All that stands between the last chunk and the end of its body."""
+    max_head_bytes: int = 64 * 1024
+    """The head of a program's answer."""
+    max_fields: int = 256
+    max_ignored_bytes: int = 64 * 1024
+    """FastCGI records of one answer that say nothing to it, their headers included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogLimits:
     """What peers may put into a log line."""
 
@@ -233,5 +249,6 @@ class Limits:
     master: MasterLimits = field(default_factory=MasterLimits)
     notify: NotifyLimits = field(default_factory=NotifyLimits)
     file: FileLimits = field(default_factory=FileLimits)
+    gateway: GatewayLimits = field(default_factory=GatewayLimits)
     log: LogLimits = field(default_factory=LogLimits)
     option: OptionLimits = field(default_factory=OptionLimits)
