@@ -211,7 +211,7 @@ class GatewayLimits:
     """The head of a program's answer."""
     max_fields: int = 256
     max_ignored_bytes: int = 64 * 1024
-    """FastCGI records of one answer that say nothing to it, their headers included."""
+    """FastCGI records in a row that say nothing to the request, their headers included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,7 +78,7 @@ class ChunkedReader:
                 at = end
         if self.is_complete:
             self.leftover = data[at:]
-        return b"".join(taken) if len(taken) != 1 else taken[0]
+        return b"".join(taken)
 
     def _check(self, line: bytes, *, is_whole: bool) -> None:
         """Take in a line, or hold its beginning to what can be said of it already."""
