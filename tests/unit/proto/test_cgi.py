@@ -1,19 +1,23 @@
-"""A request as CGI variables: what each says, and what no client can make any of them say."""
+"""A request as CGI variables: what each says, and what no client can make any of them say. The head of an answer."""
 
 from __future__ import annotations
 
 import re
+import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wstunnel.errors import PeerError
-from wstunnel.limits import HeadLimits
-from wstunnel.proto.cgi import variables
+from tests.differential.frames import PATIENT, pieces
+from wstunnel.errors import BackendError, PeerError
+from wstunnel.limits import GatewayLimits, HeadLimits
+from wstunnel.proto.cgi import ResponseHeadReader, variables
 from wstunnel.proto.http1 import HeadReader
 from wstunnel.proto.request import Request
+from wstunnel.proto.response import ResponseHead
 
 OURS = {
     "GATEWAY_INTERFACE",
@@ -54,8 +58,8 @@ def read(head: bytes) -> Request:
     return request
 
 
-def found(request: Request, *, script_name: str = "/") -> dict[str, str]:
-    return variables(request, script_name=script_name, software="wstunnel/1")
+def found(request: Request, *, script_name: str = "/", **more: Any) -> dict[str, str]:
+    return variables(request, script_name=script_name, software="wstunnel/1", **more)
 
 
 def sent(value: str) -> bytes:
@@ -204,6 +208,47 @@ def test_a_value_keeps_its_bytes(raw):
     assert sent(said["PATH_INFO"]) == b"/\xff\xc3\xa9"
 
 
+def test_a_body_has_a_length_and_no_coding():
+    request = request_of(headers=(("content-length", "9"), ("transfer-encoding", "chunked")))
+
+    assert found(request, content_length=5).items() - found(request).items() == {("CONTENT_LENGTH", "5")}
+    assert found(request).keys() == OURS
+
+
+@pytest.mark.parametrize("length", [None, 0])
+def test_without_a_body_or_its_length_none_is_said(length):
+    assert "CONTENT_LENGTH" not in found(request_of(), content_length=length)
+
+
+def test_a_program_is_told_where_its_files_are():
+    """php-cgi runs nothing without REDIRECT_STATUS."""
+    said = found(request_of(), script_filename="/srv/a.php", document_root="/srv", path_translated="/srv/info")
+
+    assert said.items() - found(request_of()).items() == {
+        ("SCRIPT_FILENAME", "/srv/a.php"),
+        ("REDIRECT_STATUS", "200"),
+        ("DOCUMENT_ROOT", "/srv"),
+        ("PATH_TRANSLATED", "/srv/info"),
+    }
+
+
+@pytest.mark.parametrize("name", ["script_filename", "document_root", "path_translated"])
+def test_a_control_character_in_a_path_of_files_is_refused(name):
+    with pytest.raises(PeerError, match=f"control character in {name.upper()}"):
+        found(request_of(), **{name: "/srv/a\nb"})
+
+
+def test_a_program_that_may_not_upgrade_is_not_asked_to():
+    headers = (("upgrade", "websocket"), ("connection", "Upgrade"), ("sec-websocket-version", "13"))
+
+    assert found(request_of(headers=headers)).keys() - OURS == {
+        "HTTP_UPGRADE",
+        "HTTP_CONNECTION",
+        "HTTP_SEC_WEBSOCKET_VERSION",
+    }
+    assert found(request_of(headers=headers), with_upgrade=False).keys() - OURS == {"HTTP_SEC_WEBSOCKET_VERSION"}
+
+
 # --- what they never say
 
 
@@ -289,3 +334,234 @@ def test_variables_are_no_larger_than_twice_the_head_and_what_is_ours(headers, r
     size = sum(len(key) + len(sent(value)) for key, value in found(request).items())
 
     assert size <= 2 * head_bytes + ours_bytes + len("/")
+
+
+# --- the head of an answer
+
+SMALL = GatewayLimits(max_head_bytes=40, max_fields=3)
+PLAIN = b"Content-Type: text/plain\n\n"
+
+
+def answer(
+    wire: bytes, cuts: Iterable[int] = (), limits: GatewayLimits | None = None
+) -> tuple[ResponseHead | None, bytes]:
+    """The head, and what follows it."""
+    reader = ResponseHeadReader(limits or GatewayLimits())
+    head, beyond = None, b""
+    for piece in pieces(wire, list(cuts)):
+        if head is None:
+            head = reader.feed(piece)
+        else:
+            beyond += piece
+    return head, reader.leftover + beyond
+
+
+def head_of(wire: bytes) -> ResponseHead:
+    head, beyond = answer(wire)
+    assert head is not None
+    assert beyond == b""
+    return head
+
+
+def refusal(wire: bytes, cuts: Iterable[int] = (), limits: GatewayLimits | None = None) -> str:
+    with pytest.raises(BackendError) as caught:
+        answer(wire, cuts, limits)
+    assert caught.value.status == 502
+    assert str(caught.value).isprintable()
+    return str(caught.value).removeprefix("the head of the program's answer ")
+
+
+def test_an_answer_is_a_status_fields_and_a_length():
+    head = head_of(
+        b"Status: 404 Not here\r\nContent-Type: text/html\r\nSet-Cookie: a\r\nSet-Cookie:  b \t\r\n"
+        b"X-Name: caf\xe9\r\nContent-Length: 12\r\nX-Empty:\r\n\r\n"
+    )
+
+    assert head == ResponseHead(
+        status=404,
+        headers=(
+            ("content-type", "text/html"),
+            ("set-cookie", "a"),
+            ("set-cookie", "b"),
+            ("x-name", "caf\xe9"),
+            ("x-empty", ""),
+        ),
+        body_bytes=12,
+    )
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_what_follows_the_head_is_the_body(end):
+    assert answer(b"A: b" + end + end + b"\r\n\nbody")[1] == b"\r\n\nbody"
+
+
+def test_lines_may_end_either_way_in_one_head():
+    assert head_of(b"A: b\r\nC: d\n\r\n").headers == (("a", "b"), ("c", "d"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (b"A: b\n", 200),
+        (b"Status: 200\n", 200),
+        (b"status:599 \n", 599),
+        (b"STATUS: 204 No: Content\n", 204),
+        (b"Location: http://b.example/\n", 302),
+        (b"Location: /elsewhere?a\n", 302),
+        (b"Location: /made\nStatus: 201 Created\n", 201),
+        (b"Status: 301\nStatus: 301\nLocation: /a\nLocation: /a\n", 301),
+    ],
+)
+def test_the_status_is_said_or_follows_from_location(fields, status):
+    assert head_of(fields + b"\n").status == status
+
+
+def test_a_path_in_location_goes_to_the_client():
+    assert head_of(b"Location: /elsewhere\n\n").headers == (("location", "/elsewhere"),)
+
+
+def test_what_may_stand_once_and_is_repeated_word_for_word_is_said_once():
+    assert head_of(b"Content-Type: a\nContent-Type: a\nContent-Length: 1\nContent-Length: 1\n\n") == ResponseHead(
+        status=200, headers=(("content-type", "a"),), body_bytes=1
+    )
+
+
+def test_an_upgrade_is_a_101_with_upgrade():
+    head = head_of(
+        b"Status: 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: x\r\nContent-Length: 0\r\n\r\n"
+    )
+
+    assert head == ResponseHead(
+        status=101,
+        headers=(("upgrade", "websocket"), ("sec-websocket-accept", "x")),
+        body_bytes=0,
+        is_upgrade=True,
+    )
+
+
+@pytest.mark.parametrize("status", [b"", b"Status: 200\n", b"Status: 426\n"])
+def test_upgrade_means_nothing_without_101(status):
+    head = head_of(status + b"Upgrade: websocket\nA: b\n\n")
+
+    assert (head.headers, head.is_upgrade) == ((("a", "b"),), False)
+
+
+def test_fields_of_one_connection_are_dropped():
+    head = head_of(
+        b"Connection: close, X-Mine\nKeep-Alive: 5\nProxy-Connection: close\nTE: trailers\nTrailer: a\n"
+        b"Transfer-Encoding: chunked\nX-Mine: a\nX-Other: b\n\n"
+    )
+
+    assert head.headers == (("x-other", "b"),)
+
+
+@pytest.mark.parametrize("status", [b"204", b"304"])
+def test_an_answer_that_has_no_body_has_none_whatever_it_says(status):
+    assert head_of(b"Status: " + status + b"\nContent-Length: 9\n\n").body_bytes == 0
+    assert head_of(b"Status: " + status + b"\n\n").body_bytes == 0
+
+
+def test_without_a_length_a_body_goes_on_until_its_end():
+    assert head_of(PLAIN).body_bytes is None
+    assert head_of(b"Content-Length: 0\n\n").body_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("wire", "expected"),
+    [
+        (b"\n", "begins with an empty line"),
+        (b"\r\nA: b\n\n", "begins with an empty line"),
+        (
+            b"HTTP/1.1 200 OK\r\n",
+            'begins with "HTTP/1.1 200 OK": a status is said with "Status:", not with an HTTP status line',
+        ),
+        (b"Traceback (most recent call last):\n", 'holds "Traceback (most recent call last):", which is no field'),
+        (b"Hello\n", 'holds "Hello", which is no field'),
+        (b": a\n", 'holds ": a", which is no field'),
+        (b"A : b\n", 'holds "A : b", which is no field'),
+        (b"A: b\n c\n", 'holds " c", which is no field'),
+        (b"A: b\rC: d\n", 'holds "A: b\\rC: d", which is no field'),
+        (b"A: b\r\r\n", 'holds "A: b\\r", which is no field'),
+        (b"A: \0\n", 'holds "A: \\x00", which is no field'),
+        (b"A\xe9: b\n", 'holds "A\\xe9: b", which is no field'),
+        (b"Status: 101\n\n", "says 101 without Upgrade"),
+        (b"Status: 100\n\n", "says 100, after which another answer would have to come"),
+        (b"Status: 103\nUpgrade: x\n\n", "says 103, after which another answer would have to come"),
+        (b"Status: 200\nStatus: 404\n\n", 'says status twice, "200" and "404"'),
+        (b"Location: /a\nA: b\nLocation: /b\n\n", 'says location twice, "/a" and "/b"'),
+        (b"Content-Length: 1\nContent-Length: 2\n\n", 'says content-length twice, "1" and "2"'),
+        (b"Content-Type: a\nContent-Type: b\n\n", 'says content-type twice, "a" and "b"'),
+    ],
+)
+def test_what_is_no_head_is_refused_in_words_that_help(wire, expected):
+    assert refusal(wire) == expected
+
+
+@pytest.mark.parametrize(
+    "status", [b"", b"99", b"600", b"0200", b"20", b"2000", b"200OK", b"OK", b"-200", b"+20", b"2 0", b"\xb2\xb2\xb2"]
+)
+def test_a_status_is_a_number_of_three_digits(status):
+    assert "instead of a number from 100 to 599" in refusal(b"Status: " + status + b"\n\n")
+
+
+@pytest.mark.parametrize("length", [b"", b"-1", b"+1", b"1, 1", b"0x1", b"1.0", b"1_0", b"\xb2", b"9" * 19])
+def test_a_length_is_a_number(length):
+    assert refusal(b"Content-Length: " + length + b"\n\n").startswith('says "Content-Length: ')
+
+
+def test_a_head_has_a_bound():
+    fits = b"A: " + b"x" * 35 + b"\n\n"
+    assert len(fits) == 40
+
+    assert answer(fits, (), SMALL)[0] is not None
+    assert answer(fits + b"x" * 100, (), SMALL)[1] == b"x" * 100
+    for cuts in ([], range(50)):
+        assert refusal(b"A" + fits, cuts, SMALL) == "does not end within 40 bytes"
+        assert refusal(b"A" * 40, cuts, SMALL) == "does not end within 40 bytes"
+    assert answer(b"A" * 39, (), SMALL)[0] is None
+
+
+def test_fields_have_a_bound():
+    assert answer(b"A: b\n" * 3 + b"\n", (), SMALL)[0] is not None
+    assert refusal(b"A: b\n" * 4, (), SMALL) == "has more than 3 fields"
+
+
+words = st.sampled_from(
+    [
+        b"Status", b"Location", b"Content-Length", b"Upgrade", b"A", b":", b": ", b"200", b"101", b"x", b" ", b"\n",
+        b"\r\n", b"\n\n", b"\r", b"\0", b"\xe9", b"HTTP/1.1 ",
+    ]
+)  # fmt: skip
+lines = st.sampled_from(
+    [b"A: b\n", b"Status: 200\r\n", b"Location: /\n", b"Upgrade: x\n", b"Status: 101\n", b"\n", b"\r\n"]
+)
+heads = st.lists(st.one_of(words, lines, lines), max_size=12).map(b"".join)
+
+
+def outcome(wire: bytes, cuts: Iterable[int]) -> object:
+    try:
+        return answer(wire, cuts, SMALL)
+    except BackendError as error:
+        return error.status, str(error)
+
+
+@PATIENT
+@given(st.one_of(heads, st.binary()), st.lists(st.integers(0, 60), max_size=8))
+def test_a_cut_changes_nothing_and_garbage_raises_nothing_else(wire, cuts):
+    assert outcome(wire, cuts) == outcome(wire, range(len(wire))) == outcome(wire, [])
+
+
+@pytest.mark.parametrize("wire", [b"A: b\n" * 40_000, b"A" * 400_000, b"A: " + b" " * 400_000, b"a:\r" * 100_000])
+@pytest.mark.parametrize("step", [0, 100])
+def test_time_is_linear_in_the_bytes_whatever_they_are(wire, step):
+    limits = GatewayLimits(max_head_bytes=10**6, max_fields=10**6)
+
+    def took_s(size: int) -> float:
+        start_s = time.process_time()
+        outcome_of_all = answer(wire[:size], range(0, size, step) if step else (), limits)
+        assert outcome_of_all == (None, b"")
+        return time.process_time() - start_s
+
+    size = len(wire)
+    assert min(took_s(size) for _ in range(3)) < 40 * min(took_s(size // 8) for _ in range(5)) + 0.01
