@@ -429,7 +429,7 @@ def test_what_may_stand_once_and_is_repeated_word_for_word_is_said_once():
 def test_an_upgrade_is_a_101_with_upgrade():
     head = head_of(
         b"Status: 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: x\r\nContent-Length: 0\r\n\r\n"
+        b"Sec-WebSocket-Accept: x\r\nContent-Length: 5\r\n\r\n"
     )
 
     assert head == ResponseHead(
