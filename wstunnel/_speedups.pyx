@@ -30,6 +30,7 @@ cdef extern from *:
     #endif
 
     #define WS_STEP 32          /* bytes from which a mask kernel is called: one AVX2 register */
+    #define WS_TOP_BITS 0x8080808080808080u
     #define WS_ALIGN_FROM 512   /* bytes from which an aligned destination pays (measured) */
 
     /* The key for the byte after n more; the key is held as it lies in memory. */
@@ -50,62 +51,70 @@ cdef extern from *:
     static inline uint32_t ws_load4(const uint8_t *p) { uint32_t word; memcpy(&word, p, 4); return word; }
     static inline void ws_store4(uint8_t *p, uint32_t word) { memcpy(p, &word, 4); }
 
+    /* 16 bytes: a register where the compiler knows of such (SSE2, NEON), words elsewhere. */
+    typedef uint32_t ws_wide __attribute__((vector_size(16)));
+    static inline ws_wide ws_load16(const uint8_t *p) { ws_wide v; memcpy(&v, p, 16); return v; }
+    static inline void ws_store16(uint8_t *p, ws_wide v) { memcpy(p, &v, 16); }
+    static inline ws_wide ws_spread(uint32_t key) { return (ws_wide){key, key, key, key}; }
+    static inline uint64_t ws_folded(ws_wide v) { uint64_t w[2]; memcpy(w, &v, 16); return w[0] | w[1]; }
+
     /* All of these write a range by its front and its back, which may overlap; whatever is read is read before the
-       first store that could reach it, so dst may be src or lie anywhere before it. */
+       first store that could reach it, so dst may be src or lie anywhere before it. They return all that they wrote,
+       or'ed together: WS_TOP_BITS of it say whether that was ASCII, while it is in registers. */
 
     /* n < WS_STEP */
-    static inline void ws_mask_short(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key, uint32_t next)
+    static inline uint64_t ws_mask_short(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key, uint32_t next)
     {
-        if (n >= 8) {
-            const uint64_t front = ws_doubled(key), back = ws_doubled(next);
-            const uint64_t a = ws_load8(src) ^ front, d = ws_load8(src + n - 8) ^ back;
-            if (n > 16) {
-                const uint64_t b = ws_load8(src + 8) ^ front, c = ws_load8(src + n - 16) ^ back;
-                ws_store8(dst + 8, b);
-                ws_store8(dst + n - 16, c);
-            }
-            ws_store8(dst, a);
-            ws_store8(dst + n - 8, d);
-        } else if (n >= 4) {
-            const uint32_t a = ws_load4(src) ^ key, b = ws_load4(src + n - 4) ^ next;
-            ws_store4(dst, a);
-            ws_store4(dst + n - 4, b);
-        } else {
-            uint8_t keys[4];
-            memcpy(keys, &key, 4);
-            for (size_t i = 0; i < n; i++)
-                dst[i] = src[i] ^ keys[i];
+        if (n >= 16) {
+            const ws_wide a = ws_load16(src) ^ ws_spread(key), z = ws_load16(src + n - 16) ^ ws_spread(next);
+            ws_store16(dst, a);
+            ws_store16(dst + n - 16, z);
+            return ws_folded(a | z);
         }
+        if (n >= 8) {
+            const uint64_t a = ws_load8(src) ^ ws_doubled(key), z = ws_load8(src + n - 8) ^ ws_doubled(next);
+            ws_store8(dst, a);
+            ws_store8(dst + n - 8, z);
+            return a | z;
+        }
+        if (n >= 4) {
+            const uint32_t a = ws_load4(src) ^ key, z = ws_load4(src + n - 4) ^ next;
+            ws_store4(dst, a);
+            ws_store4(dst + n - 4, z);
+            return a | z;
+        }
+        uint8_t keys[4], all = 0;
+        memcpy(keys, &key, 4);
+        for (size_t i = 0; i < n; i++)
+            all |= dst[i] = src[i] ^ keys[i];
+        return all;
     }
 
     /* n >= WS_STEP */
-    static void ws_mask_plain(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key, uint32_t next)
+    static uint64_t ws_mask_plain(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key, uint32_t next)
     {
-        const uint64_t front = ws_doubled(key), back = ws_doubled(next);
-        uint64_t tail[4];
-        for (int k = 0; k < 4; k++)
-            tail[k] = ws_load8(src + n - 32 + 8 * k) ^ back;
+        const ws_wide front = ws_spread(key), back = ws_spread(next);
+        const ws_wide y = ws_load16(src + n - 32) ^ back, z = ws_load16(src + n - 16) ^ back;
+        ws_wide all = y | z;
         for (size_t i = 0; i + 32 < n; i += 32) {
-            const uint64_t a = ws_load8(src + i), b = ws_load8(src + i + 8);
-            const uint64_t c = ws_load8(src + i + 16), d = ws_load8(src + i + 24);
-            ws_store8(dst + i, a ^ front);
-            ws_store8(dst + i + 8, b ^ front);
-            ws_store8(dst + i + 16, c ^ front);
-            ws_store8(dst + i + 24, d ^ front);
+            const ws_wide a = ws_load16(src + i) ^ front, b = ws_load16(src + i + 16) ^ front;
+            ws_store16(dst + i, a);
+            ws_store16(dst + i + 16, b);
+            all |= a | b;
         }
-        for (int k = 0; k < 4; k++)
-            ws_store8(dst + n - 32 + 8 * k, tail[k]);
+        ws_store16(dst + n - 32, y);
+        ws_store16(dst + n - 16, z);
+        return ws_folded(all);
     }
 
     /* 4 <= n <= 32: are all bytes below 0x80? */
     static inline int ws_is_ascii(const uint8_t *p, size_t n)
     {
-        if (n < 8)
-            return ((ws_load4(p) | ws_load4(p + n - 4)) & 0x80808080u) == 0;
-        uint64_t all = ws_load8(p) | ws_load8(p + n - 8);
-        if (n > 16)
-            all |= ws_load8(p + 8) | ws_load8(p + n - 16);
-        return (all & 0x8080808080808080u) == 0;
+        if (n >= 16)
+            return (ws_folded(ws_load16(p) | ws_load16(p + n - 16)) & WS_TOP_BITS) == 0;
+        if (n >= 8)
+            return ((ws_load8(p) | ws_load8(p + n - 8)) & WS_TOP_BITS) == 0;
+        return ((ws_load4(p) | ws_load4(p + n - 4)) & (uint32_t)WS_TOP_BITS) == 0;
     }
 
     /* How many leading bytes are known to be whole, valid characters: none, the caller looks at them all. */
@@ -118,11 +127,12 @@ cdef extern from *:
     WS_TARGET static inline void ws_store32(uint8_t *p, __m256i v) { _mm256_storeu_si256((__m256i_u *)p, v); }
 
     /* n >= WS_STEP */
-    WS_TARGET static void ws_mask_avx2(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key, uint32_t next)
+    WS_TARGET static uint64_t ws_mask_avx2(uint8_t *dst, const uint8_t *src, size_t n, uint32_t key, uint32_t next)
     {
         __m256i keys = _mm256_set1_epi32((int)key);
         const __m256i head = _mm256_xor_si256(ws_load32(src), keys);
         const __m256i tail = _mm256_xor_si256(ws_load32(src + n - 32), _mm256_set1_epi32((int)next));
+        __m256i all = _mm256_or_si256(head, tail);
         size_t i = 32;
         if (n >= WS_ALIGN_FROM) {
             i = 32 - ((uintptr_t)dst & 31);
@@ -137,11 +147,16 @@ cdef extern from *:
             ws_store32(dst + i + 32, b);
             ws_store32(dst + i + 64, c);
             ws_store32(dst + i + 96, d);
+            all = _mm256_or_si256(all, _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d)));
         }
-        for (; i + 32 < n; i += 32)
-            ws_store32(dst + i, _mm256_xor_si256(ws_load32(src + i), keys));
+        for (; i + 32 < n; i += 32) {
+            const __m256i a = _mm256_xor_si256(ws_load32(src + i), keys);
+            ws_store32(dst + i, a);
+            all = _mm256_or_si256(all, a);
+        }
         ws_store32(dst, head);
         ws_store32(dst + n - 32, tail);
+        return _mm256_movemask_epi8(all) == 0 ? 0 : WS_TOP_BITS;
     }
 
     /* UTF-8 by table lookup (Keiser and Lemire, "Validating UTF-8 in less than one instruction per byte", 2021).
@@ -212,6 +227,20 @@ cdef extern from *:
         return n;
     }
 
+    /* How many leading bytes are ASCII, in steps of 256. */
+    WS_TARGET static inline size_t ws_ascii_run(const uint8_t *p, size_t n)
+    {
+        size_t i = 0;
+        for (; n - i >= 256; i += 256) {
+            __m256i all = _mm256_setzero_si256();
+            for (int k = 0; k < 256; k += 32)
+                all = _mm256_or_si256(all, ws_load32(p + i + k));
+            if (_mm256_movemask_epi8(all) != 0)
+                break;
+        }
+        return i;
+    }
+
     /* How many leading bytes are known to be whole, valid characters; the caller looks at the rest.
        p begins on a character boundary. */
     WS_TARGET static size_t ws_utf8_avx2(const uint8_t *p, size_t n)
@@ -219,7 +248,7 @@ cdef extern from *:
         __m256i before = _mm256_setzero_si256();
         int was_wide = 0;       /* the step before was not ASCII, so it may have left a character open */
         n = ws_boundary(p, n);      /* the zeros behind the last step would be a fault after an open character */
-        for (size_t i = 0; i < n; i += 64) {
+        for (size_t i = ws_ascii_run(p, n); i < n; i += 64) {
             uint8_t rest[64] = {0};
             const uint8_t *step = p + i;
             if (n - i < 64) {
@@ -243,7 +272,7 @@ cdef extern from *:
     }
     #endif
 
-    static void (*ws_mask_long)(uint8_t *, const uint8_t *, size_t, uint32_t, uint32_t) = ws_mask_plain;
+    static uint64_t (*ws_mask_long)(uint8_t *, const uint8_t *, size_t, uint32_t, uint32_t) = ws_mask_plain;
     static size_t (*ws_utf8_known)(const uint8_t *, size_t) = ws_utf8_plain;
 
     static int ws_has_avx2(void)
@@ -274,9 +303,10 @@ cdef extern from *:
     }
     """
     const size_t WS_STEP
+    const uint64_t WS_TOP_BITS
     uint32_t ws_turned(uint32_t key, size_t n) noexcept nogil
-    void ws_mask_short(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key, uint32_t next_key) noexcept nogil
-    void ws_mask_long(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key, uint32_t next_key) noexcept nogil
+    uint64_t ws_mask_short(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key, uint32_t next_key) noexcept nogil
+    uint64_t ws_mask_long(uint8_t* dst, const uint8_t* src, size_t n, uint32_t key, uint32_t next_key) noexcept nogil
     bint ws_is_ascii(const uint8_t* p, size_t n) noexcept nogil
     size_t ws_utf8_known(const uint8_t* p, size_t n) noexcept nogil
     bint ws_has_avx2() noexcept nogil
@@ -497,7 +527,8 @@ cdef class FrameParser:
         # meanwhile: a store to dst might be one to self for all that the compiler knows.
         cdef size_t i = 0, m = 0, take, good
         cdef uint64_t left = self.left
-        cdef uint32_t key = self.key
+        cdef uint32_t key = self.key, following
+        cdef uint64_t all_bits      # of the payload just unmasked, or'ed
         cdef uint8_t opcode = self.opcode, message = self.message
         cdef bint fin = self.fin, in_payload = self.in_payload
         cdef const uint8_t* header
@@ -550,8 +581,15 @@ cdef class FrameParser:
                 key = mask_to(&self.control[self.control_length], src + i, take, key)
                 self.control_length += <uint8_t>take
             else:
-                key = mask_to(dst + m, src + i, take, key)
-                good = utf8_feed(&self.text, dst + m, take) if message == OP_TEXT else take
+                following = ws_turned(key, take)
+                if take < WS_STEP:
+                    all_bits = ws_mask_short(dst + m, src + i, take, key, following)
+                else:
+                    all_bits = ws_mask_long(dst + m, src + i, take, key, following)
+                key = following
+                good = take
+                if message == OP_TEXT and (all_bits & WS_TOP_BITS or self.text.state):
+                    good = utf8_feed(&self.text, dst + m, take)
                 m += good
                 if good != take:
                     self.close_code = 1007

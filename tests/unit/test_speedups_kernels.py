@@ -181,6 +181,14 @@ def test_no_place_in_a_short_ascii_text_goes_unseen(kernels):
             assert fed(data) == (at, 0), (length, at)
 
 
+@pytest.mark.parametrize("length", [255, 256, 257, 511, 512, 600, 1000])
+def test_no_place_in_a_long_ascii_text_goes_unseen(kernels, length):
+    for at in range(length):
+        data = bytearray(b"a" * length)
+        data[at] = 0xFF
+        assert fed(data) == (at, 0), at
+
+
 def test_all_pairs_of_bytes_are_judged_as_the_standard_does(kernels):
     for pair in itertools.product(range(0x70, 0x100), repeat=2):
         data = bytes(pair)

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from tests.differential.frames import BINARY, CLOSE, CONT, KEY, PING, PONG, TEXT, client_frame, masked, pieces
-from wstunnel._speedups import FrameEvent, FrameParser, mask
+from wstunnel._speedups import FrameEvent, FrameParser, _set_kernels, mask
 
 EURO = "€".encode()
 
@@ -325,6 +325,32 @@ def test_a_text_that_ends_inside_a_character_is_refused_at_its_end(rest):
 
     assert under_every_cut(wire) == (b"ab" + rest, [error(2 + len(rest), 1007)])
     assert parsed(wire[:-1] if rest[1:] else wire[:-6], [])[1] == []
+
+
+@pytest.mark.parametrize("kernels", ["avx2", "plain"])
+@pytest.mark.parametrize("length", [*range(1, 72), 125, 160, 161, 191, 511, 512, 545, 700])
+def test_no_place_in_a_text_frame_goes_unseen_while_it_is_unmasked(kernels, length):
+    """Whether a payload is ASCII is known from unmasking it; whatever is not has to be looked at again."""
+    try:
+        before = _set_kernels(kernels)
+    except ValueError:
+        pytest.skip(f"no {kernels} on this processor")
+    try:
+        for at in range(length):
+            text = b"a" * at + b"\xff" + b"a" * (length - at - 1)
+            payload, events, _ = parsed(client_frame(TEXT, text), [])
+            assert (payload, events) == (text[:at], [error(at, 1007)]), at
+    finally:
+        _set_kernels(before)
+
+
+@pytest.mark.parametrize("length", [1, 4, 8, 16, 31, 32, 64, 125, 600])
+def test_ascii_does_not_end_a_character_that_the_fragment_before_began(length):
+    wire = client_frame(TEXT, EURO[:2], fin=False) + client_frame(CONT, b"a" * length)
+
+    payload, events, _ = parsed(wire, [])
+
+    assert (payload, events) == (EURO[:2], [error(2, 1007)])
 
 
 def test_the_next_text_begins_anew():
