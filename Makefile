@@ -53,7 +53,7 @@ bench: $(BUILT) $(BENCH_READY)  ## how fast it is beside others, 10 minutes (ARG
 bench-quick: $(BUILT) $(BENCH_READY)  ## the same in a minute
 	@$(PY) -m bench.load --quick $(ARGS)
 
-bench-micro: $(BUILT)  ## what a byte costs in the compiled core
+bench-micro: $(BUILT) $(BENCH_READY)  ## what a byte costs in the compiled core, beside others
 	$(PY) -m pytest bench/micro --benchmark-enable $(ARGS)
 
 chaos: $(BUILT)  ## what a service that stays up promises, tried by kill -9 and worse, 2 minutes (ARGS="--only reload")
