@@ -133,6 +133,11 @@ cdef extern from *:
         const __m256i head = _mm256_xor_si256(ws_load32(src), keys);
         const __m256i tail = _mm256_xor_si256(ws_load32(src + n - 32), _mm256_set1_epi32((int)next));
         __m256i all = _mm256_or_si256(head, tail);
+        if (n <= 64) {      /* what follows would do the same */
+            ws_store32(dst, head);
+            ws_store32(dst + n - 32, tail);
+            return _mm256_movemask_epi8(all) == 0 ? 0 : WS_TOP_BITS;
+        }
         size_t i = 32;
         if (n >= WS_ALIGN_FROM) {
             i = 32 - ((uintptr_t)dst & 31);
@@ -435,6 +440,12 @@ cdef inline int header_length(const uint8_t* h, size_t got, uint8_t message) noe
     return CLIENT_HEADER_MAX if got >= CLIENT_HEADER_MAX else 0
 
 
+# Is this, as most are, the header of an unfragmented text or binary message of fewer than 126 bytes? header_length
+# says the same of it, with more tests (measured: 24 instructions).
+cdef inline bint is_short_message(const uint8_t* h) noexcept nogil:  # hot
+    return <uint8_t>(h[0] - (0x80 | OP_TEXT)) <= OP_BINARY - OP_TEXT and <uint8_t>(h[1] - 0x80) < 126
+
+
 # The payload length in a header of `size` bytes that header_length accepted.
 cdef inline uint64_t payload_length(const uint8_t* h, int size) noexcept nogil:  # hot
     cdef uint64_t length = 0
@@ -543,7 +554,10 @@ cdef class FrameParser:
                 if self.spilled == 0:
                     header = src + i
                     if n - i >= CLIENT_HEADER_MAX:    # a constant here folds every test of it (measured: -0.7 ns)
-                        size = header_length(header, CLIENT_HEADER_MAX, message)
+                        if message == 0 and is_short_message(header):
+                            size = 6
+                        else:
+                            size = header_length(header, CLIENT_HEADER_MAX, message)
                     else:
                         size = header_length(header, n - i, message)
                         if size == 0:
