@@ -15,8 +15,8 @@ from typing import NamedTuple
 __all__ = ["FrameEvent", "FrameParser", "Utf8Validator", "encode_frame", "frame_header", "mask"]
 
 
-# The two kernels that are worth instructions of their own, each in AVX2 and in plain 8-byte words, with the same
-# result to the bit; import chooses. Every load and store goes through memcpy or loadu: any address will do.
+# The two kernels that are worth instructions of their own, each in AVX2 and in plain C, with the same result to
+# the bit; import chooses. Every load and store goes through memcpy or loadu: any address will do.
 cdef extern from *:
     """
     #include <stdint.h>
