@@ -245,10 +245,13 @@ CROOKED_INSIDE = {
 def crooked_lengths(first: int) -> dict[str, bytes]:
     """Faults of a data frame's second byte and its length, `first` being a first byte that is right."""
     return {
-        **{f"unmasked, {length:#x}": bytes([first, length]) for length in (0, 1, 125, 126, 127)},
-        **{f"{length} in 16 bits": bytes([first, 0xFE]) + length.to_bytes(2, "big") for length in (0, 1, 125)},
-        "at most 65535 in 64 bits": bytes([first, 0xFF]) + bytes(6),
-        **{f"top byte {top:#x} in 64 bits": bytes([first, 0xFF, top]) for top in (0x80, 0xFF)},
+        **{f"{first:#x} unmasked, {length:#x}": bytes([first, length]) for length in (0, 1, 125, 126, 127)},
+        **{
+            f"{first:#x} with {length} in 16 bits": bytes([first, 0xFE]) + length.to_bytes(2, "big")
+            for length in (0, 1, 125)
+        },
+        f"{first:#x} with at most 65535 in 64 bits": bytes([first, 0xFF]) + bytes(6),
+        **{f"{first:#x} with top byte {top:#x} in 64 bits": bytes([first, 0xFF, top]) for top in (0x80, 0xFF)},
     }
 
 
@@ -274,7 +277,8 @@ def test_a_fault_is_refused_by_the_very_byte_that_shows_it(before, wire):
 
 @pytest.mark.parametrize(("before", "wire"), CROOKED)
 def test_what_follows_a_fault_changes_nothing(before, wire):
-    for after in (b"\x00" * 20, b"\xff" * 20, client_frame(BINARY, b"after")):
+    """Also where enough follows to make a whole header of it, which is read in another way."""
+    for after in (b"\x00" * 20, b"\xff" * 20, client_frame(BINARY, b"after"), client_frame(BINARY, b"long after")):
         assert parsed(before + wire + after, [])[:2] == parsed(before + wire, [])[:2]
 
 
