@@ -16,6 +16,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, cast
 
+from wstunnel._heads import read_plain_head
 from wstunnel._hub import PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import HeadLimits
@@ -248,8 +249,7 @@ class H1Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._state is _State.READING:
-            self._pending = bytes(self._buffer[:nbytes])
-            self._parse()
+            self._parse(self._buffer, nbytes)
         elif self._state is _State.SERVING:
             self._pending += bytes(self._buffer[:nbytes])
             self._transport.pause_reading()
@@ -337,19 +337,25 @@ class H1Connection(asyncio.BufferedProtocol):
     def _next_reader(self) -> HeadReader:
         return HeadReader(self._limits, peer=self._peer, local=self._local, scheme=self._scheme)
 
-    def _parse(self) -> None:
-        """Feed the pending bytes to the head under way, and have its request served once it is whole."""
-        if self._is_idle:
-            self._is_idle = False
-            self._arm(self._limits.head_timeout_s)
-        data, self._pending = self._pending, b""
-        try:
-            request = self._reader.feed(data)
-        except PeerError as fault:
-            self._refuse(fault)
-            return
-        if request is not None:
+    def _parse(self, data: bytes | memoryview, nbytes: int) -> None:
+        """Read on in the head under way, and have its request served once it is whole."""
+        was_idle, self._is_idle = self._is_idle, False
+        plain = None
+        if self._reader.is_empty:
+            plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme)
+        request: Request | None
+        if plain is not None:
+            request, self._pending = plain
+        else:
+            if was_idle:
+                self._arm(self._limits.head_timeout_s)
+            try:
+                request = self._reader.feed(bytes(data[:nbytes]))
+            except PeerError as fault:
+                self._refuse(fault)
+                return
             self._pending = self._reader.leftover
+        if request is not None:
             self._state = _State.SERVING
             self._disarm()
             self._exchange = Exchange(self, request)
@@ -405,7 +411,8 @@ class H1Connection(asyncio.BufferedProtocol):
         self._reader = self._next_reader()
         self._is_idle = True
         if self._pending:
-            self._parse()
+            pending, self._pending = self._pending, b""
+            self._parse(pending, len(pending))
         else:
             self._arm(self._limits.keep_alive_s)
 

@@ -21,6 +21,7 @@ from wstunnel.errors import PeerError
 from wstunnel.limits import HeadLimits
 from wstunnel.net.h1 import Exchange, H1Connection, Taken
 from wstunnel.net.wheel import TimerWheel
+from wstunnel.proto.http1 import HeadReader
 
 LIMITS = HeadLimits(head_timeout_s=20.0, keep_alive_s=20.0, write_stall_s=20.0, linger_s=20.0)
 """Nothing times out unless a test says so."""
@@ -223,6 +224,25 @@ def test_every_request_says_where_it_came_to(run: Run, kind, tmp_path):
             await client.read_to_end()
             expected = "unix:" if kind == "unix" else "{}:{}".format(*server.listener.getsockname())
             assert [exchange.request.local for exchange in server.exchanges] == [expected] * 2
+
+    run(main())
+
+
+def test_plain_heads_are_read_where_they_lie(run: Run, monkeypatch):
+    """The careful reader never sees them, neither the first nor one that came with another."""
+
+    def feed(self: HeadReader, data: bytes) -> None:
+        raise AssertionError(data)
+
+    async def main() -> None:
+        monkeypatch.setattr(HeadReader, "feed", feed)
+        async with serving(hello) as server, server.client() as client:
+            await client.send(GET + GET)
+            answers = await client.answers("GET", "GET")
+            assert [status for status, _, _ in answers] == [200, 200]
+            client.end()
+            await client.read_to_end()
+            assert len(server.exchanges) == 2
 
     run(main())
 
