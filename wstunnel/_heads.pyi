@@ -3,9 +3,12 @@
 from typing_extensions import Buffer
 
 from wstunnel.limits import HeadLimits
-from wstunnel.proto.request import Request
+from wstunnel.proto.request import Headers, Request
 
-__all__ = ["read_plain_head"]
+__all__ = ["field_values", "read_plain_head"]
+
+def field_values(headers: Headers, name: str) -> list[str]:
+    """Every value of a field, in order, as `Request.all` says: for those who ask on every handshake."""
 
 def read_plain_head(
     data: Buffer, nbytes: int, limits: HeadLimits, peer: str, local: str, scheme: str

@@ -17,7 +17,7 @@ from libc.string cimport memcmp
 
 from wstunnel.proto.request import Request
 
-__all__ = ["read_plain_head"]
+__all__ = ["field_values", "read_plain_head"]
 
 
 cdef extern from "Python.h":
@@ -157,6 +157,15 @@ def read_plain_head(data, Py_ssize_t nbytes, limits, str peer not None, str loca
         return request, PyBytes_FromStringAndSize(<const char*>raw + head.end, nbytes - head.end)
     finally:
         PyBuffer_Release(&view)
+
+
+def field_values(tuple headers not None, str name not None):
+    """Every value of a field, in order, as `Request.all` says: for those who ask on every handshake."""
+    cdef list values = []
+    for pair in headers:
+        if <str?>(<tuple?>pair)[0] == name:
+            values.append((<tuple>pair)[1])
+    return values
 
 
 cdef bint _scan(const uint8_t* raw, Py_ssize_t length, Py_ssize_t max_fields, Head* head) noexcept nogil:  # hot

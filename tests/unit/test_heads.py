@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
-from wstunnel._heads import read_plain_head
+from wstunnel._heads import field_values, read_plain_head
 from wstunnel.errors import PeerError
 from wstunnel.limits import HeadLimits
 from wstunnel.proto.http1 import HeadReader
@@ -231,6 +231,7 @@ def test_good_hosts_are_taken(host):
         (b"UPGRADE: WEBSOCKET", b"CONNECTION: UPGRADE"),
         (b"Upgrade: h2c , websocket", b"Connection: keep-alive", b"Connection: upgrade"),
         (b"Upgrade: h2c", b"Upgrade:websocket", b"Connection: ,upgrade\t ,"),
+        (b"Upgrade: websocket", b"Upgrade: h2c", b"Connection: upgrade", b"Connection: close"),
         (b"Upgrade: websocket", b"Connection: no-upgrade"),
         (b"Upgrade: websockets", b"Connection: upgrade"),
         (b"Upgrade: websocket/13", b"Connection: upgrade"),
@@ -241,6 +242,16 @@ def test_good_hosts_are_taken(host):
 )
 def test_upgrade_and_connection_are_token_lists_in_any_case(fields):
     assert taken(head_of(b"Host: a", *fields))
+
+
+@pytest.mark.parametrize("name", ["connection", "host", "pragma", "x-none", ""])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_field_values_are_those_that_the_request_has(client, name):
+    """However its names came about: those of the careful reader are no constants of this module."""
+    for found in (plain(CLIENTS[client]), careful(CLIENTS[client])):
+        assert found is not None
+        twice = (*found[0].headers, *found[0].headers[::-1])
+        assert field_values(twice, name) == dataclasses.replace(found[0], headers=twice).all(name)
 
 
 # --- what it leaves to HeadReader

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import re
 from dataclasses import dataclass
 
+from wstunnel._heads import field_values
 from wstunnel.errors import PeerError, safe
+from wstunnel.proto.http1 import encode_field, encode_head
 from wstunnel.proto.request import Headers, Request
 
 __all__ = ["Answer", "accept_hash", "answer", "choose_subprotocol"]
@@ -16,14 +18,26 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _VERSION = "13"
 _KEY = re.compile(r"[A-Za-z0-9+/]{22}==")  # what base64 makes of 16 bytes
 _UPGRADE: Headers = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
+_SWITCHING = encode_head(101, _UPGRADE).removesuffix(b"\r\n") + b"Sec-WebSocket-Accept: "
+_SHA1 = hashlib.sha1(usedforsecurity=False)  # to be copied, which costs less than to ask for a new one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """What the 101 says. It is made before the backend is connected and sent after."""
+    """What the 101 says. It is made before the backend is connected and sent after.
 
-    headers: Headers
+    head  the whole 101, as it goes to the client
+    """
+
+    accept: str
     subprotocol: str | None
+    head: bytes
+
+    @property
+    def headers(self) -> Headers:
+        """The fields of the head."""
+        headers = (*_UPGRADE, ("Sec-WebSocket-Accept", self.accept))
+        return headers if self.subprotocol is None else (*headers, ("Sec-WebSocket-Protocol", self.subprotocol))
 
 
 def answer(request: Request, subprotocols: tuple[str, ...] = ()) -> Answer:
@@ -38,34 +52,37 @@ def answer(request: Request, subprotocols: tuple[str, ...] = ()) -> Answer:
         raise PeerError("a WebSocket handshake is a GET", status=405, headers=(("Allow", "GET"),))
     if not request.wants_websocket:
         raise PeerError("this path is a WebSocket", status=426, headers=_UPGRADE)
-    versions = request.all("sec-websocket-version")
+    versions = field_values(request.headers, "sec-websocket-version")
     if versions != [_VERSION]:
         raise PeerError(
             f'WebSocket version "{safe(", ".join(versions))}" is not spoken, only {_VERSION}',
             status=426,
             headers=(("Sec-WebSocket-Version", _VERSION), *_UPGRADE),
         )
-    keys = request.all("sec-websocket-key")
+    keys = field_values(request.headers, "sec-websocket-key")
     if len(keys) != 1 or not _KEY.fullmatch(keys[0]):
         raise PeerError(f'one Sec-WebSocket-Key of 16 bytes is needed, not "{safe(", ".join(keys))}"')
-    subprotocol = choose_subprotocol(request, subprotocols)
-    headers = (*_UPGRADE, ("Sec-WebSocket-Accept", accept_hash(keys[0])))
-    if subprotocol is not None:
-        headers = (*headers, ("Sec-WebSocket-Protocol", subprotocol))
-    return Answer(headers, subprotocol)
+    accept = accept_hash(keys[0])
+    offers = field_values(request.headers, "sec-websocket-protocol")
+    subprotocol = choose_subprotocol(offers, subprotocols) if offers else None
+    field = b"" if subprotocol is None else encode_field("Sec-WebSocket-Protocol", subprotocol)
+    return Answer(accept, subprotocol, b"%b%b\r\n%b\r\n" % (_SWITCHING, accept.encode("ascii"), field))
 
 
-def choose_subprotocol(request: Request, accepted: tuple[str, ...]) -> str | None:
+def choose_subprotocol(offers: list[str], accepted: tuple[str, ...]) -> str | None:
     """The first of `accepted` that the client offers, or None; nothing is answered that was not offered.
+
+    in      offers  the values of its Sec-WebSocket-Protocol fields
 
     Names compare as they are written, case included. RFC 6455 §4.1 wants each offered once; a repeated
     offer is tolerated, as it changes nothing.
     """
-    offered = {name.strip(" \t") for value in request.all("sec-websocket-protocol") for name in value.split(",")}
+    offered = {name.strip(" \t") for value in offers for name in value.split(",")}
     return next((name for name in accepted if name in offered), None)
 
 
 def accept_hash(key: str) -> str:
     """Sec-WebSocket-Accept for a key (RFC 6455 §4.2.2)."""
-    digest = hashlib.sha1(key.encode("ascii") + _GUID, usedforsecurity=False).digest()
-    return base64.b64encode(digest).decode("ascii")
+    digest = _SHA1.copy()
+    digest.update(key.encode("ascii") + _GUID)
+    return binascii.b2a_base64(digest.digest(), newline=False).decode("ascii")

@@ -18,7 +18,7 @@ from wstunnel.errors import LimitError, PeerError, safe
 from wstunnel.limits import HeadLimits
 from wstunnel.proto.request import Headers, Request, tokens
 
-__all__ = ["HeadReader", "encode_head"]
+__all__ = ["HeadReader", "encode_field", "encode_head"]
 
 _CRLF = b"\r\n"
 _END = b"\r\n\r\n"
@@ -174,13 +174,18 @@ def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
     in      headers  in the order in which they are to be sent; Date and framing are the caller's
     raises  ValueError on an unknown status, a name that is not a token, or a value with a control character
     """
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"]
-    for name, value in headers:
-        if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            raise ValueError(f'not a field of a response head: "{safe(name)}: {safe(value)}"')
-        lines.append(f"{name}: {value}\r\n")
-    lines.append("\r\n")
-    return "".join(lines).encode("latin-1")
+    lines = [encode_field(name, value) for name, value in headers]
+    return b"".join((f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode("ascii"), *lines, _CRLF))
+
+
+def encode_field(name: str, value: str) -> bytes:
+    """One line of a response head.
+
+    raises  ValueError on a name that is not a token, or a value with a control character
+    """
+    if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+        raise ValueError(f'not a field of a response head: "{safe(name)}: {safe(value)}"')
+    return f"{name}: {value}\r\n".encode("latin-1")
 
 
 def _end_of_head(lines: bytes) -> int:

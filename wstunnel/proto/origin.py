@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from wstunnel._heads import field_values
 from wstunnel.errors import PeerError, safe
 from wstunnel.proto.request import Request
 
@@ -21,8 +22,7 @@ _DEVIATIONS = "ßς\u200c\u200d"
 """Characters that browsers (IDNA 2008) encode and the standard library's codec (IDNA 2003) replaces by others."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Origin:
+class _Origin(NamedTuple):
     """Scheme and host in lower case; port with the scheme's default filled in, None where it has none."""
 
     scheme: str
@@ -75,12 +75,13 @@ class OriginPolicy:
 
         raises  PeerError(403), also for more than one Origin
         """
-        origins = request.all("origin")
+        origins = field_values(request.headers, "origin")
+        if not origins:
+            return
         if len(origins) > 1:
             raise PeerError("more than one Origin", status=403)
-        origin = origins[0] if origins else None
-        if not self.allows(origin, request.host, request.scheme):
-            raise PeerError(f'origin "{safe(origin or "")}" is not allowed', status=403)
+        if not self.allows(origins[0], request.host, request.scheme):
+            raise PeerError(f'origin "{safe(origins[0])}" is not allowed', status=403)
 
     def allows(self, origin: str | None, host: str, scheme: str) -> bool:
         """May a page from `origin` pass? `host` is the request's authority, `scheme` that of the connection to us."""

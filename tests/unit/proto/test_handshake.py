@@ -174,7 +174,7 @@ def test_any_16_bytes_are_a_key(octets):
 def test_subprotocol_is_the_first_accepted_one_that_was_offered(offer, accepted, chosen):
     offering = request("GET", *(("Sec-WebSocket-Protocol", line) for line in offer))
 
-    assert choose_subprotocol(offering, accepted) == chosen
+    assert choose_subprotocol(offer, accepted) == chosen
     result = answer(offering, accepted)
     assert result.subprotocol == chosen
     said = [value for name, value in result.headers if name == "Sec-WebSocket-Protocol"]
