@@ -162,8 +162,12 @@ def read_plain_head(data, Py_ssize_t nbytes, limits, str peer not None, str loca
 def field_values(tuple headers not None, str name not None):
     """Every value of a field, in order, as `Request.all` says: for those who ask on every handshake."""
     cdef list values = []
+    cdef str key
+    cdef Py_ssize_t length = len(name)
     for pair in headers:
-        if <str?>(<tuple?>pair)[0] == name:
+        key = (<tuple?>pair)[0]
+        # identity first: usual names are interned; then length, which is cheaper than a comparison
+        if key is name or (len(key) == length and key == name):
             values.append((<tuple>pair)[1])
     return values
 
