@@ -49,12 +49,15 @@ class OriginPolicy:
     *page's* scheme, on both sides. So a proxy that terminates TLS for us changes nothing: the page's
     `https://a.example` and our `Host: a.example` agree although we see plain http. When the connection to us
     itself is TLS, an http page is not of the same origin.
+
+    bound   one answer is kept, the last yes: nearly all pages of a service have the same origin
     """
 
-    __slots__ = ("_allows_all", "_exact", "_hosts", "_is_same_origin", "_suffixes")
+    __slots__ = ("_allows_all", "_exact", "_hosts", "_is_same_origin", "_passed", "_suffixes")
 
     def __init__(self, origins: tuple[str, ...] | None) -> None:
         self._is_same_origin = origins is None
+        self._passed: tuple[str, str, str] | None = None  # origin, host and scheme
         self._allows_all = False
         self._exact: set[_Origin] = set()
         self._hosts: set[str] = set()
@@ -80,8 +83,12 @@ class OriginPolicy:
             return
         if len(origins) > 1:
             raise PeerError("more than one Origin", status=403)
-        if not self.allows(origins[0], request.host, request.scheme):
+        asked = (origins[0], request.host, request.scheme)
+        if asked == self._passed:
+            return
+        if not self.allows(*asked):
             raise PeerError(f'origin "{safe(origins[0])}" is not allowed', status=403)
+        self._passed = asked
 
     def allows(self, origin: str | None, host: str, scheme: str) -> bool:
         """May a page from `origin` pass? `host` is the request's authority, `scheme` that of the connection to us."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from wstunnel.errors import PeerError
@@ -216,6 +218,17 @@ def request(*origins: str) -> Request:
 @pytest.mark.parametrize("origins", [(), ("http://a.example",)])
 def test_request_of_the_same_origin_passes(origins):
     OriginPolicy(None).check(request(*origins))
+
+
+@pytest.mark.parametrize(
+    "part", [{"headers": (("origin", "http://b.example"),)}, {"host": "b.example"}, {"scheme": "https"}]
+)
+def test_one_that_passed_vouches_for_no_other(part):
+    policy = OriginPolicy(None)
+    for _ in range(2):
+        policy.check(request("http://a.example"))
+        with pytest.raises(PeerError):
+            policy.check(replace(request("http://a.example"), **part))
 
 
 @pytest.mark.parametrize(
