@@ -16,7 +16,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.list cimport PyList_GET_ITEM
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as close_fd
@@ -24,12 +24,7 @@ from posix.unistd cimport close as close_fd
 import os
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, AF_INET, AF_INET6
-    struct sockaddr:
-        pass
-    struct sockaddr_storage:
-        unsigned short ss_family
-    int getsockname(int fd, sockaddr* where, unsigned* size)
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t recv(int fd, void* p, size_t n, int flags)
     int shutdown(int fd, int how)
@@ -44,23 +39,6 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_create1(int flags)
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
     int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout_ms)
-
-cdef extern from "<netinet/in.h>" nogil:
-    enum: INET6_ADDRSTRLEN
-    struct in_addr:
-        pass
-    struct in6_addr:
-        pass
-    struct sockaddr_in:
-        uint16_t sin_port
-        in_addr sin_addr
-    struct sockaddr_in6:
-        uint16_t sin6_port
-        in6_addr sin6_addr
-
-cdef extern from "<arpa/inet.h>" nogil:
-    uint16_t ntohs(uint16_t port)
-    const char* inet_ntop(int family, const void* address, char* text, unsigned size)
 
 __all__ = ["Hub", "PlainTransport"]
 
@@ -312,18 +290,8 @@ cdef class PlainTransport(Stream):
     # --- for the protocol
 
     def get_extra_info(self, name, default=None):
-        """`sockname`: host and port, or "" for a UNIX socket; `socket`: something with a `fileno`."""
-        cdef sockaddr_storage where
-        cdef unsigned size
-        if self.seating == 0:
-            return default
-        if name == "socket":
-            return self
-        if name == "sockname":
-            size = sizeof(where)
-            if getsockname(self.fd, <sockaddr*>&where, &size) == 0:
-                return _name(&where)
-        return default
+        """`socket`: something with a `fileno`."""
+        return self if name == "socket" and self.seating else default
 
     def fileno(self):
         return self.fd
@@ -471,15 +439,3 @@ cdef class PlainTransport(Stream):
             protocol.connection_lost(error)
         finally:
             close_fd(fd)
-
-
-cdef object _name(const sockaddr_storage* where):
-    """Host and port, or "" for a socket that has none."""
-    cdef char text[INET6_ADDRSTRLEN]
-    cdef const sockaddr_in* in4 = <const sockaddr_in*>where
-    cdef const sockaddr_in6* in6 = <const sockaddr_in6*>where
-    if where.ss_family == AF_INET and inet_ntop(AF_INET, &in4.sin_addr, text, INET6_ADDRSTRLEN) is not NULL:
-        return (<bytes>text).decode("ascii"), ntohs(in4.sin_port)
-    if where.ss_family == AF_INET6 and inet_ntop(AF_INET6, &in6.sin6_addr, text, INET6_ADDRSTRLEN) is not NULL:
-        return (<bytes>text).decode("ascii"), ntohs(in6.sin6_port)
-    return ""

@@ -14,10 +14,11 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from wstunnel._sockets import accept, local_name
 from wstunnel.limits import AcceptLimits
 from wstunnel.net.listen import Listener
 
-__all__ = ["Acceptor", "peer_name"]
+__all__ = ["Acceptor"]
 
 _log = logging.getLogger("wstunnel")
 
@@ -38,6 +39,7 @@ _GONE_AGAIN = frozenset(
         errno.ETIMEDOUT,
     }
 )
+_ANY = ("0.0.0.0:", "[::]:")
 
 
 @dataclass(slots=True)
@@ -52,7 +54,8 @@ class _Turns:
 class Acceptor:
     """Accepts from all listeners of a worker while fewer than `max_connections` are open.
 
-    in      on_connection   gets each accepted socket, non-blocking, and owns it; `release` gives its place back
+    in      on_connection   gets each accepted descriptor, non-blocking and without Nagle's algorithm, and owns it, with
+                            the names of its peer and of where it came to, as in Request; `release` gives its place back
             may_accept      asked before each connection of a listener that workers share: False leaves it to the others
                             for a moment. All of them are woken by it, and the first one would take everything
     """
@@ -64,7 +67,7 @@ class Acceptor:
         *,
         max_connections: int,
         limits: AcceptLimits,
-        on_connection: Callable[[socket.socket], None],
+        on_connection: Callable[[int, str, str], None],
         may_accept: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = loop
@@ -73,6 +76,7 @@ class Acceptor:
         self._limits = limits
         self._on_connection = on_connection
         self._may_accept = may_accept
+        self._locals = {listener.socket.fileno(): _fixed_name(listener) for listener in listeners}
         self._turns = {listener.socket.fileno(): _Turns() for listener in listeners if listener.is_shared}
         self._is_armed = False
         self._is_stopped = False
@@ -87,6 +91,8 @@ class Acceptor:
         for listener in self._listeners:
             if not listener.is_listening:
                 listener.socket.listen(self._limits.listen_backlog)
+            if listener.socket.family != socket.AF_UNIX:
+                listener.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts has it too
         self._arm()
 
     def stop(self) -> None:
@@ -127,7 +133,8 @@ class Acceptor:
         self._loop.add_reader(listener.socket.fileno(), self._accept_some, listener)
 
     def _accept_some(self, listener: Listener) -> None:
-        turns = self._turns.get(listener.socket.fileno())
+        listening_fd = listener.socket.fileno()
+        turns, fixed_name = self._turns.get(listening_fd), self._locals[listening_fd]
         for _ in range(self._limits.per_turn):
             if self.open_connections >= self._max_connections:
                 self._wait_for_room()
@@ -136,9 +143,7 @@ class Acceptor:
                 self._leave_alone(listener, turns)
                 return
             try:
-                sock, _address = listener.socket.accept()
-            except BlockingIOError:
-                return
+                accepted = accept(listening_fd)
             except OSError as error:
                 if error.errno in _NO_ROOM:
                     self._wait_for_descriptors(error)
@@ -146,12 +151,12 @@ class Acceptor:
                 if error.errno in _GONE_AGAIN:
                     continue
                 raise
+            if accepted is None:
+                return
             self._pause_s = self._limits.first_pause_s
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.open_connections += 1
-            self._on_connection(sock)
+            fd, peer = accepted
+            self._on_connection(fd, peer, fixed_name or local_name(fd))
 
     def _is_our_turn(self, turns: _Turns) -> bool:
         if self._may_accept():
@@ -210,12 +215,7 @@ class Acceptor:
         self._arm()
 
 
-def peer_name(sock: socket.socket) -> str:
-    """Who is at the other end, for the log: `127.0.0.1:4711`, `[::1]:4711` or `unix:`."""
-    if sock.family == socket.AF_UNIX:
-        return "unix:"
-    try:
-        host, port, *_ = sock.getpeername()
-    except OSError:
-        return "gone"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _fixed_name(listener: Listener) -> str:
+    """Where every connection of a listener comes to, or "": its socket is bound to all addresses."""
+    name = local_name(listener.socket.fileno())
+    return "" if name.startswith(_ANY) else name

@@ -23,7 +23,6 @@ from wstunnel.limits import HeadLimits
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.http1 import HeadReader, encode_head
 from wstunnel.proto.request import Headers, Request
-from wstunnel.settings import TcpAddress
 
 __all__ = ["Exchange", "H1Connection", "Taken"]
 
@@ -145,7 +144,7 @@ class H1Connection(asyncio.BufferedProtocol):
     """Reads requests, has each served by its own task, and ends so that the last answer arrives.
 
     in      on_request  serves one exchange; the next request is parsed when it returns
-            peer        as in Request
+            peer, local, scheme   as in Request
             buffer      where reads land; shared by all connections of a loop, and left before each call returns.
                         Its length bounds one read
             on_closed   called once, when the transport is closed and no coroutine runs; not after a take-over
@@ -185,8 +184,6 @@ class H1Connection(asyncio.BufferedProtocol):
     )
 
     _transport: asyncio.Transport | PlainTransport
-    _local: str
-    _reader: HeadReader
     _exchange: Exchange
 
     def __init__(
@@ -194,6 +191,7 @@ class H1Connection(asyncio.BufferedProtocol):
         *,
         on_request: Callable[[Exchange], Coroutine[Any, Any, None]],
         peer: str,
+        local: str,
         scheme: str,
         limits: HeadLimits,
         wheel: TimerWheel,
@@ -201,10 +199,11 @@ class H1Connection(asyncio.BufferedProtocol):
         on_closed: Callable[[], None],
     ) -> None:
         self._on_request, self._on_closed = on_request, on_closed
-        self._peer, self._scheme = peer, scheme
+        self._peer, self._local, self._scheme = peer, local, scheme
         self._limits, self._wheel, self._buffer = limits, wheel, buffer
         self._loop = asyncio.get_running_loop()
         self._state = _State.NEW
+        self._reader: HeadReader | None = None  # of a head of which some has come
         self._pending = b""  # read, and not yet parsed
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None  # of the coroutine, for the client to take some bytes
@@ -223,7 +222,7 @@ class H1Connection(asyncio.BufferedProtocol):
         """
         self._is_draining = True
         self._is_patient = is_patient
-        if self._state is _State.READING and self._reader.is_empty and (self._is_idle or not is_patient):
+        if self._state is _State.READING and self._reader is None and (self._is_idle or not is_patient):
             self._transport.close()  # nothing unread, nothing unsent: no reset can come of it
 
     def abort(self) -> None:
@@ -237,8 +236,6 @@ class H1Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport | PlainTransport, transport)
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
-        self._local = _local_name(transport)
-        self._reader = self._next_reader()
         self._state = _State.READING
         self._arm(self._limits.head_timeout_s)
         if self._is_draining and not self._is_patient:
@@ -334,28 +331,30 @@ class H1Connection(asyncio.BufferedProtocol):
 
     # --- requests
 
-    def _next_reader(self) -> HeadReader:
-        return HeadReader(self._limits, peer=self._peer, local=self._local, scheme=self._scheme)
-
     def _parse(self, data: bytes | memoryview, nbytes: int) -> None:
         """Read on in the head under way, and have its request served once it is whole."""
         was_idle, self._is_idle = self._is_idle, False
-        plain = None
-        if self._reader.is_empty:
-            plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme)
+        reader, plain = self._reader, None
         request: Request | None
+        if reader is None:
+            plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme)
         if plain is not None:
             request, self._pending = plain
         else:
             if was_idle:
                 self._arm(self._limits.head_timeout_s)
+            if reader is None:
+                reader = self._reader = HeadReader(
+                    self._limits, peer=self._peer, local=self._local, scheme=self._scheme
+                )
             try:
-                request = self._reader.feed(bytes(data[:nbytes]))
+                request = reader.feed(bytes(data[:nbytes]))
             except PeerError as fault:
                 self._refuse(fault)
                 return
-            self._pending = self._reader.leftover
+            self._pending = reader.leftover
         if request is not None:
+            self._reader = None
             self._state = _State.SERVING
             self._disarm()
             self._exchange = Exchange(self, request)
@@ -408,7 +407,6 @@ class H1Connection(asyncio.BufferedProtocol):
         if self._is_write_paused:
             return  # and resume_writing comes back here: what was written on top of unsent bytes is taken first
         self._state = _State.READING
-        self._reader = self._next_reader()
         self._is_idle = True
         if self._pending:
             pending, self._pending = self._pending, b""
@@ -467,12 +465,6 @@ def _closing(is_last: bool) -> Headers:
     """The fields that end every head but that of a 101."""
     date = ("Date", formatdate(usegmt=True))
     return (date, ("Connection", "close")) if is_last else (date,)
-
-
-def _local_name(transport: asyncio.BaseTransport | PlainTransport) -> str:
-    """Where a client came to, as in Request."""
-    name = transport.get_extra_info("sockname")
-    return str(TcpAddress(*name[:2])) if isinstance(name, tuple) else "unix:"
 
 
 def _refusal_body(text: str) -> bytes:

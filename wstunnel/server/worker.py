@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from math import ceil
@@ -12,7 +13,7 @@ from typing import Any
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.limits import Limits
-from wstunnel.net.accept import Acceptor, peer_name
+from wstunnel.net.accept import Acceptor
 from wstunnel.net.h1 import H1Connection
 from wstunnel.net.listen import Listener
 from wstunnel.net.wheel import TimerWheel
@@ -139,11 +140,12 @@ class Worker:
         self._wheel.stop()
         self._hub.close()
 
-    def _admit(self, sock: socket.socket) -> None:
-        """The accepted socket becomes a connection that reads requests."""
+    def _admit(self, fd: int, peer: str, local: str) -> None:
+        """The accepted descriptor becomes a connection that reads requests."""
         connection = H1Connection(
             on_request=self._router.serve,
-            peer=peer_name(sock),
+            peer=peer,
+            local=local,
             scheme="http",
             limits=self._limits.head,
             wheel=self._wheel,
@@ -154,28 +156,27 @@ class Worker:
         self._row[WorkerColumn.ACCEPTED] += 1
         self._row[WorkerColumn.CONNECTIONS] += 1
         if self._is_over_hub:
-            self._attach(connection, sock)
+            self._attach(connection, fd, peer)
             return
+        sock = socket.socket(fileno=fd)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
         self._admissions.add(task)
-        task.add_done_callback(lambda _: self._admitted(task, connection, sock))
+        task.add_done_callback(lambda _: self._admitted(task, connection, sock, peer))
 
-    def _attach(self, connection: H1Connection, sock: socket.socket) -> None:
+    def _attach(self, connection: H1Connection, fd: int, peer: str) -> None:
         """Have the hub read the socket."""
         try:
-            PlainTransport(self._hub, sock.fileno(), connection)
+            PlainTransport(self._hub, fd, connection)
         except OSError as error:
-            _log.error("%s: cannot be served: %s", peer_name(sock), error)
-            sock.close()
+            _log.error("%s: cannot be served: %s", peer, error)
+            os.close(fd)
             self._connection_closed(connection)
-        else:
-            sock.detach()
 
-    def _admitted(self, task: asyncio.Task[Any], connection: H1Connection, sock: socket.socket) -> None:
+    def _admitted(self, task: asyncio.Task[Any], connection: H1Connection, sock: socket.socket, peer: str) -> None:
         self._admissions.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.error("%s: cannot be served: %s", peer_name(sock), error)
+            _log.error("%s: cannot be served: %s", peer, error)
         if error is not None or task.cancelled():
             sock.close()
             self._connection_closed(connection)

@@ -9,16 +9,19 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 from tests.conftest import Run
 from tests.wire.sockets import eventually, turns
+from wstunnel import _sockets
 from wstunnel.limits import AcceptLimits
-from wstunnel.net.accept import Acceptor, peer_name
+from wstunnel.net import accept
+from wstunnel.net.accept import Acceptor
 from wstunnel.net.listen import Listener, open_listener, open_listeners
-from wstunnel.settings import TcpAddress, UnixAddress
+from wstunnel.settings import Address, TcpAddress, UnixAddress
 
 LIMITS = AcceptLimits()
 
@@ -75,7 +78,9 @@ class Loop:
 
 
 class Backlog:
-    """A listening socket: who waits in it, and what `accept` says instead. Empty: nobody, as the kernel says it."""
+    """A listening socket: who waits in it, and what `accept` says instead. Empty: nobody."""
+
+    family = socket.AF_INET
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -88,21 +93,36 @@ class Backlog:
     def getsockopt(self, level: int, option: int) -> int:
         return 1  # it listens
 
-    def accept(self) -> tuple[socket.socket, object]:
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """Taken."""
+
+    def accept(self) -> tuple[int, str] | None:
         self.calls += 1
         if not self.waiting:
-            raise BlockingIOError(errno.EAGAIN, "nobody")
+            return None
         first = self.waiting.pop(0)
         if isinstance(first, OSError):
             raise first
         near, far = socket.socketpair()
         far.close()
-        return near, None
+        return near.detach(), "127.0.0.1:2"
+
+
+class Accepted(list[socket.socket]):
+    """What was let in, closed at the end; `backlogs` are accepted from by their descriptors."""
+
+    def __init__(self) -> None:
+        self.backlogs: dict[int, Backlog] = {}
+
+    def let_in(self, fd: int, _peer: str, _local: str) -> None:
+        self.append(socket.socket(fileno=fd))
 
 
 @pytest.fixture
-def accepted() -> Iterator[list[socket.socket]]:
-    socks: list[socket.socket] = []
+def accepted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accepted]:
+    socks = Accepted()
+    monkeypatch.setattr(accept, "accept", lambda fd: socks.backlogs[fd].accept())
+    monkeypatch.setattr(accept, "local_name", lambda _fd: "127.0.0.1:1")
     yield socks
     for sock in socks:
         sock.close()
@@ -113,7 +133,7 @@ class Stand:
 
     def __init__(
         self,
-        accepted: list[socket.socket],
+        accepted: Accepted,
         *,
         max_connections: int = 1000,
         listeners: int = 1,
@@ -124,6 +144,7 @@ class Stand:
         self.backlogs = [Backlog(100 + index) for index in range(listeners)]
         self.backlog = self.backlogs[0]
         self.accepted = accepted
+        accepted.backlogs.update({backlog.fd: backlog for backlog in self.backlogs})
         self.acceptor = Acceptor(
             self.loop,
             [
@@ -132,7 +153,7 @@ class Stand:
             ],
             max_connections=max_connections,
             limits=LIMITS,
-            on_connection=accepted.append,
+            on_connection=accepted.let_in,
             may_accept=lambda: self.is_our_turn,
         )
         self.acceptor.start()
@@ -261,29 +282,30 @@ def test_a_place_that_was_given_back_is_taken_again_and_never_two(accepted):
         stand.acceptor.release()
 
 
-def test_a_full_budget_costs_no_turn_of_the_loop(run: Run):
+def test_a_full_budget_costs_no_turn_of_the_loop(run: Run, monkeypatch):
     """Disarmed means disarmed: a backlog that stays readable wakes nobody."""
 
     async def check() -> None:
         loop = asyncio.get_running_loop()
         listener = open_listener(TcpAddress("127.0.0.1", 0), backlog=16)
-        counted = Counted(listener.socket)
-        held: list[socket.socket] = []
+        calls: list[int] = []
+        monkeypatch.setattr(accept, "accept", lambda fd: calls.append(fd) or _sockets.accept(fd))
+        held = Accepted()
         acceptor = Acceptor(
             loop,
-            [Listener(counted, listener.address, None)],
+            [listener],
             max_connections=1,
             limits=LIMITS,
-            on_connection=held.append,
+            on_connection=held.let_in,
         )
         acceptor.start()
         clients = [socket.create_connection((listener.address.host, listener.address.port)) for _ in range(3)]
         try:
             await eventually(lambda: len(held) == 1, "the first connection")
             await turns(20)
-            calls = counted.calls
+            before = len(calls)
             await turns(50)
-            assert counted.calls == calls
+            assert len(calls) == before
 
             held.pop().close()
             acceptor.release()
@@ -297,24 +319,6 @@ def test_a_full_budget_costs_no_turn_of_the_loop(run: Run):
             listener.close()
 
     run(check())
-
-
-class Counted:
-    """A listening socket that counts how often it is asked."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self.calls = 0
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    def getsockopt(self, level: int, option: int) -> int:
-        return self._sock.getsockopt(level, option)
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        self.calls += 1
-        return self._sock.accept()
 
 
 # --- no descriptors
@@ -524,7 +528,7 @@ def test_workers_that_share_a_listener_take_the_same_number(run: Run, tmp_path):
     async def check() -> None:
         loop = asyncio.get_running_loop()
         listener = open_listener(UnixAddress(str(tmp_path / "s")), backlog=256)
-        held: list[list[socket.socket]] = [[], []]
+        held = (Accepted(), Accepted())
         acceptors = []
         for mine in held:
             own = Listener(listener.socket.dup(), listener.address, is_shared=True)
@@ -534,7 +538,7 @@ def test_workers_that_share_a_listener_take_the_same_number(run: Run, tmp_path):
                     [own],
                     max_connections=999,
                     limits=LIMITS,
-                    on_connection=mine.append,
+                    on_connection=mine.let_in,
                     may_accept=lambda mine=mine: len(mine) <= min(map(len, held)),
                 )
             )
@@ -565,9 +569,9 @@ def test_a_listener_that_does_not_listen_yet_begins_with_the_worker(run: Run):
         (both,) = open_listeners([TcpAddress("127.0.0.1", 0)], count=1, backlog=256)
         both.grow(2)
         (added,) = both.share(1, 2)
-        held: list[socket.socket] = []
+        held = Accepted()
         acceptor = Acceptor(
-            asyncio.get_running_loop(), [added], max_connections=99, limits=LIMITS, on_connection=held.append
+            asyncio.get_running_loop(), [added], max_connections=99, limits=LIMITS, on_connection=held.let_in
         )
         assert not added.is_listening
         acceptor.start()
@@ -613,43 +617,44 @@ def test_stop_during_a_pause_ends_the_pause(accepted):
 # --- the accepted socket
 
 
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_an_accepted_socket_is_ready_for_the_loop(run: Run, tmp_path, kind):
-    async def check() -> None:
-        address = TcpAddress("127.0.0.1", 0) if kind == "tcp" else UnixAddress(str(tmp_path / "s"))
-        listener = open_listener(address, backlog=16)
-        held: list[socket.socket] = []
-        acceptor = Acceptor(
-            asyncio.get_running_loop(), [listener], max_connections=9, limits=LIMITS, on_connection=held.append
-        )
-        acceptor.start()
-        with socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX) as client:
-            where = (listener.address.host, listener.address.port) if kind == "tcp" else listener.address.path
-            client.connect(where)
-            await eventually(lambda: bool(held), "a connection")
-            (sock,) = held
-            with sock:
-                assert not sock.getblocking()
-                assert not os.get_inheritable(sock.fileno())
-                if kind == "tcp":
-                    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-                    assert peer_name(sock) == "{}:{}".format(*client.getsockname())
-                else:
-                    assert peer_name(sock) == "unix:"
-        acceptor.stop()
-        listener.close()
-
-    run(check())
+@contextmanager
+def one_accepted(address: Address, client_to: Callable[[Any], Any]) -> Iterator[tuple[int, str, str, socket.socket]]:
+    """The descriptor and the names that the server gets of a client, and the client's own socket."""
+    loop = Loop()
+    listener = open_listener(address, backlog=16)
+    found: list[tuple[int, str, str]] = []
+    acceptor = Acceptor(
+        loop, [listener], max_connections=9, limits=LIMITS, on_connection=lambda *each: found.append(each)
+    )
+    acceptor.start()
+    with socket.socket(listener.socket.family) as client:
+        client.connect(client_to(listener.address))
+        loop.readable(listener.socket.fileno())
+        ((fd, peer, local),) = found
+        try:
+            yield fd, peer, local, client
+        finally:
+            os.close(fd)
+            listener.close()
 
 
-def test_a_peer_on_ipv6_is_named_in_brackets():
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
-        client = socket.create_connection(listener.getsockname()[:2])
-        near, _ = listener.accept()
-        with client, near:
-            assert peer_name(near) == f"[::1]:{client.getsockname()[1]}"
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "{}:{}"), ("::1", "[{}]:{}"), ("0.0.0.0", "{}:{}")])
+def test_an_accepted_tcp_socket_is_ready_for_the_loop_and_both_its_ends_have_names(host, shown):
+    def to(address: TcpAddress) -> tuple[str, int]:
+        return "127.0.0.1" if host == "0.0.0.0" else host, address.port
+
+    with one_accepted(TcpAddress(host, 0), to) as (fd, peer, local, client), socket.socket(fileno=os.dup(fd)) as sock:
+        assert not os.get_blocking(fd)
+        assert not os.get_inheritable(fd)
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert peer == shown.format(*client.getsockname()[:2])
+        assert local == shown.format(*client.getpeername()[:2])
 
 
-def test_a_peer_that_is_gone_already_has_a_name_too():
-    with socket.socket() as sock:
-        assert peer_name(sock) == "gone"
+def test_an_accepted_unix_socket_is_ready_for_the_loop_and_has_the_names_that_there_are(tmp_path):
+    address = UnixAddress(str(tmp_path / "s"))
+
+    with one_accepted(address, lambda _: address.path) as (fd, peer, local, _client):
+        assert not os.get_blocking(fd)
+        assert not os.get_inheritable(fd)
+        assert (peer, local) == ("unix:", "unix:")
