@@ -1,8 +1,8 @@
-"""What every gateway hands over: a connected socket, and the claim on what stands behind it."""
+"""What every gateway hands over: a connected descriptor, and the claim on what stands behind it."""
 
 from __future__ import annotations
 
-import socket
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,13 +39,14 @@ class Claim(Protocol):
 
 @dataclass(slots=True)
 class Connected:
-    """A connected, non-blocking socket, and the claim on the backend behind it."""
+    """A connected, non-blocking descriptor, and the claim on the backend behind it. Whoever takes the descriptor over
+    does not call `close`."""
 
-    socket: socket.socket
+    fd: int
     lease: Claim
 
     def close(self) -> None:
-        self.socket.close()
+        os.close(self.fd)
         self.lease.release()
 
 

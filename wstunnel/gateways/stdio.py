@@ -97,6 +97,7 @@ class StdioGateway:
         raises  BackendError when the program cannot be started, or must not be; PeerError on a request that cannot
                 be told in variables
         """
+        await asyncio.sleep(0)  # whoever forks wants to run in a task: net/eager.py
         prefix = self._route.path if self._route.suffix is None else request.path
         environment = variables(request, script_name=prefix or "/", software=_SOFTWARE)
         try:
@@ -110,4 +111,4 @@ class StdioGateway:
                 ours.close()
                 raise
         ours.setblocking(False)
-        return Connected(ours, _Claim(program, self._route.stdio[0], self._limits))
+        return Connected(ours.detach(), _Claim(program, self._route.stdio[0], self._limits))

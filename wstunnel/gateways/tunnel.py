@@ -8,10 +8,11 @@ import errno
 import os
 import socket
 
+from wstunnel._sockets import connect_unix
 from wstunnel.errors import BackendError
 from wstunnel.gateways.claim import Connected
 from wstunnel.proto.request import Request
-from wstunnel.settings import Address, UnixAddress
+from wstunnel.settings import TcpAddress, UnixAddress
 from wstunnel.supervise.balance import BalanceKey, Balancer
 from wstunnel.supervise.slot import Slot
 
@@ -41,17 +42,23 @@ class TunnelGateway:
                 max-load-policy forbids it
         bound   `connect-timeout` for each slot, and once more in the queue for a free one
         """
-        key = BalanceKey(request.host.lower(), request.path, request.peer.rpartition(":")[0])
-        tried: list[Slot] = []
+        balancer = self._balancer
+        tried: tuple[Slot, ...] = ()
         reason = None
-        while (lease := await self._balancer.lease(key, tried)) is not None:
-            tried.append(lease.slot)
+        while True:
+            lease = balancer.lease_at_once(tried) or await balancer.lease(_key(request), tried)
+            if lease is None:
+                break
+            address = lease.slot.address
             try:
-                return Connected(await _connect(lease.address, self._balancer.host(lease).connect_timeout_s), lease)
+                if isinstance(address, UnixAddress):
+                    return Connected(connect_unix(address.path), lease)
+                return Connected(await _connect_tcp(address, balancer.host(lease).connect_timeout_s), lease)
             except OSError as error:
+                tried = (*tried, lease.slot)
                 reason = f"{lease.where}: {_why(error)}"
                 if not _is_for_the_moment(error):
-                    self._balancer.disable(lease)
+                    balancer.disable(lease)
                 lease.release()
             except BaseException:
                 lease.release()
@@ -59,21 +66,17 @@ class TunnelGateway:
         raise BackendError(f"no backend of {self._name} can be connected: {reason or self._balancer.why_not()}")
 
 
+def _key(request: Request) -> BalanceKey:
+    return BalanceKey(request.host.lower(), request.path, request.peer.rpartition(":")[0])
+
+
 def _is_for_the_moment(error: OSError) -> bool:
     """A full backlog has room again as soon as the backend accepts, and to ask costs nothing."""
     return isinstance(error, BlockingIOError) or error.errno in _NOT_ITS_FAULT
 
 
-async def _connect(address: Address, timeout_s: float) -> socket.socket:
-    if isinstance(address, UnixAddress):
-        # A UNIX connect completes at once or not at all; EAGAIN says that the backlog is full, and nothing else.
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.connect(address.path)
-        except OSError:
-            sock.close()
-            raise
-        return sock
+async def _connect_tcp(address: TcpAddress, timeout_s: float) -> int:
+    await asyncio.sleep(0)  # asyncio.timeout wants to run in a task: net/eager.py
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
         try:
@@ -93,7 +96,7 @@ async def _connect(address: Address, timeout_s: float) -> socket.socket:
                 sock.close()
                 raise
             else:
-                return sock
+                return sock.detach()
     raise error if error is not None else OSError(f"{address.host} has no address")
 
 

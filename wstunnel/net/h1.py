@@ -20,6 +20,7 @@ from wstunnel._heads import read_plain_head
 from wstunnel._hub import PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import HeadLimits
+from wstunnel.net.eager import begin
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.http1 import HeadReader, encode_head
 from wstunnel.proto.request import Headers, Request
@@ -41,7 +42,11 @@ class _State(Enum):
     CLOSED = auto()
 
 
-@dataclass(frozen=True, slots=True)
+# An attribute of an enum costs as much as a call, in Python 3.11.
+_NEW, _READING, _SERVING, _FLUSHING, _LINGERING, _TAKEN, _CLOSED = _State
+
+
+@dataclass(slots=True)
 class Taken:
     """A connection after its 101: reading is paused, and nothing is left to write.
 
@@ -141,13 +146,14 @@ class Exchange:
 
 
 class H1Connection(asyncio.BufferedProtocol):
-    """Reads requests, has each served by its own task, and ends so that the last answer arrives.
+    """Reads requests, has each served by a coroutine, and ends so that the last answer arrives.
 
     in      on_request  serves one exchange; the next request is parsed when it returns
             peer, local, scheme   as in Request
             buffer      where reads land; shared by all connections of a loop, and left before each call returns.
                         Its length bounds one read
-            on_closed   called once, when the transport is closed and no coroutine runs; not after a take-over
+            on_closed   gets this connection, once, when the transport is closed and no coroutine runs; not after a
+                        take-over
     bound   one read of pipelined bytes while a request is served; `write_high_bytes` and one chunk of answer
     source  RFC 9112 §9; robustness goals 1, 4, 18
 
@@ -189,6 +195,7 @@ class H1Connection(asyncio.BufferedProtocol):
     def __init__(
         self,
         *,
+        loop: asyncio.AbstractEventLoop,
         on_request: Callable[[Exchange], Coroutine[Any, Any, None]],
         peer: str,
         local: str,
@@ -196,13 +203,13 @@ class H1Connection(asyncio.BufferedProtocol):
         limits: HeadLimits,
         wheel: TimerWheel,
         buffer: memoryview,
-        on_closed: Callable[[], None],
+        on_closed: Callable[[H1Connection], None],
     ) -> None:
         self._on_request, self._on_closed = on_request, on_closed
         self._peer, self._local, self._scheme = peer, local, scheme
         self._limits, self._wheel, self._buffer = limits, wheel, buffer
-        self._loop = asyncio.get_running_loop()
-        self._state = _State.NEW
+        self._loop = loop
+        self._state = _NEW
         self._reader: HeadReader | None = None  # of a head of which some has come
         self._pending = b""  # read, and not yet parsed
         self._task: asyncio.Task[None] | None = None
@@ -222,12 +229,12 @@ class H1Connection(asyncio.BufferedProtocol):
         """
         self._is_draining = True
         self._is_patient = is_patient
-        if self._state is _State.READING and self._reader is None and (self._is_idle or not is_patient):
+        if self._state is _READING and self._reader is None and (self._is_idle or not is_patient):
             self._transport.close()  # nothing unread, nothing unsent: no reset can come of it
 
     def abort(self) -> None:
         """End now, and cancel the coroutine under way. Nothing after a take-over."""
-        if self._state not in {_State.NEW, _State.TAKEN, _State.CLOSED}:
+        if self._state not in {_NEW, _TAKEN, _CLOSED}:
             self._transport.abort()
 
     # --- called by the transport
@@ -236,7 +243,7 @@ class H1Connection(asyncio.BufferedProtocol):
         self._transport = cast(asyncio.Transport | PlainTransport, transport)
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
-        self._state = _State.READING
+        self._state = _READING
         self._arm(self._limits.head_timeout_s)
         if self._is_draining and not self._is_patient:
             self._end()
@@ -245,17 +252,17 @@ class H1Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._state is _State.READING:
+        if self._state is _READING:
             self._parse(self._buffer, nbytes)
-        elif self._state is _State.SERVING:
+        elif self._state is _SERVING:
             self._pending += bytes(self._buffer[:nbytes])
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         self._is_at_eof = True
-        if self._state is _State.READING:
+        if self._state is _READING:
             self._end()
-        elif self._state is _State.LINGERING:
+        elif self._state is _LINGERING:
             self._transport.close()
         return self._transport.can_write_eof()
 
@@ -268,17 +275,17 @@ class H1Connection(asyncio.BufferedProtocol):
         self._is_write_paused = False
         self._disarm()
         self._wake()
-        if self._state is _State.SERVING and self._task is None:
+        if self._state is _SERVING and self._task is None:
             self._next()
-        elif self._state is _State.FLUSHING:
+        elif self._state is _FLUSHING:
             # not at once: asyncio would call connection_lost twice if it were closed within its own write
             self._loop.call_soon(self._half_close)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._state = _State.CLOSED
+        self._state = _CLOSED
         self._disarm()
         if self._task is None:
-            self._on_closed()
+            self._on_closed(self)
         elif self._exchange._is_answered:
             self._wake()
         else:
@@ -293,7 +300,7 @@ class H1Connection(asyncio.BufferedProtocol):
             if self._unsent_bytes < unsent_bytes:
                 return now_s + self._limits.write_stall_s
             self._transport.abort()
-        elif self._state is not _State.READING:
+        elif self._state is not _READING:
             self._transport.abort()
         elif self._is_idle:
             self._end()
@@ -310,13 +317,13 @@ class H1Connection(asyncio.BufferedProtocol):
         )
 
     def _write(self, data: bytes) -> None:
-        if self._state is not _State.SERVING:
+        if self._state is not _SERVING:
             raise ConnectionResetError("the client is gone")
         self._transport.write(data)
 
     async def _drained(self) -> None:
         """Wait while the client does not take its bytes, and for the cancellation when it is gone."""
-        if self._state is not _State.CLOSED and (self._is_write_paused or self._transport.is_closing()):
+        if self._state is not _CLOSED and (self._is_write_paused or self._transport.is_closing()):
             self._waiter = self._loop.create_future()
             await self._waiter
 
@@ -325,7 +332,7 @@ class H1Connection(asyncio.BufferedProtocol):
         self._write(head)
         self._transport.set_write_buffer_limits(high=0)  # pauses writing until the last byte has left
         await self._drained()
-        self._state = _State.TAKEN
+        self._state = _TAKEN
         leftover, self._pending = self._pending, b""
         return Taken(self._transport, leftover, self._is_at_eof)
 
@@ -335,7 +342,6 @@ class H1Connection(asyncio.BufferedProtocol):
         """Read on in the head under way, and have its request served once it is whole."""
         was_idle, self._is_idle = self._is_idle, False
         reader, plain = self._reader, None
-        request: Request | None
         if reader is None:
             plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme)
         if plain is not None:
@@ -344,35 +350,59 @@ class H1Connection(asyncio.BufferedProtocol):
             if was_idle:
                 self._arm(self._limits.head_timeout_s)
             if reader is None:
-                reader = self._reader = HeadReader(
-                    self._limits, peer=self._peer, local=self._local, scheme=self._scheme
-                )
+                reader = HeadReader(self._limits, peer=self._peer, local=self._local, scheme=self._scheme)
+                self._reader = reader
             try:
                 request = reader.feed(bytes(data[:nbytes]))
             except PeerError as fault:
                 self._refuse(fault)
                 return
-            self._pending = reader.leftover
-        if request is not None:
+            if request is None:
+                self._transport.resume_reading()
+                return
             self._reader = None
-            self._state = _State.SERVING
-            self._disarm()
-            self._exchange = Exchange(self, request)
-            self._task = self._loop.create_task(self._on_request(self._exchange))
-            self._task.add_done_callback(self._served)
+            self._pending = reader.leftover
+        self._state = _SERVING
+        self._disarm()
+        self._exchange = Exchange(self, request)
         if self._pending:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
+        if request.wants_websocket:
+            self._serve_at_once()
+        else:
+            self._serve_in_task(self._on_request(self._exchange))
+
+    def _serve_at_once(self) -> None:
+        """Serve without a task unless there is something to wait for. For upgrades, which are the last request of a
+        connection whatever comes of them: others follow each other, and each would be served inside the one before."""
+        error: BaseException | None = None
+        try:
+            begun = begin(self._on_request(self._exchange))
+        except (Exception, asyncio.CancelledError) as raised:  # what a task keeps
+            error = raised
+        else:
+            if begun is not None:
+                self._serve_in_task(begun)
+                return
+        self._conclude(error)
+
+    def _serve_in_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(self._served)
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        """The coroutine has ended, well or not."""
         self._task = None
+        self._conclude(asyncio.CancelledError() if task.cancelled() else task.exception())
+
+    def _conclude(self, error: BaseException | None) -> None:
+        """The coroutine has ended, well or not."""
         exchange = self._exchange
-        error = None if task.cancelled() else task.exception()
-        if isinstance(error, PeerError) and not exchange._is_started and self._state is _State.SERVING:
+        is_cancelled = isinstance(error, asyncio.CancelledError)
+        if isinstance(error, PeerError) and not exchange._is_started and self._state is _SERVING:
             exchange.refuse(error.status, str(error), error.headers)
-        elif error is not None:
+        elif error is not None and not is_cancelled:
             request = exchange.request
             foreseen = isinstance(error, TunnelError)
             _log.error(
@@ -384,14 +414,15 @@ class H1Connection(asyncio.BufferedProtocol):
                 exc_info=None if foreseen else error,
             )
 
-        if self._state is _State.CLOSED:
-            self._on_closed()
-        elif self._state is _State.TAKEN:
+        if self._state is _CLOSED:
+            self._on_closed(self)
+        elif self._state is _TAKEN:
+            del self._exchange  # it refers back to us
             if self._transport.get_protocol() is self:
                 self._transport.abort()
         elif exchange._is_answered:
             self._next()
-        elif exchange._is_started or task.cancelled():
+        elif exchange._is_started or is_cancelled:
             self._transport.abort()
         else:
             if error is None:
@@ -406,7 +437,7 @@ class H1Connection(asyncio.BufferedProtocol):
             return
         if self._is_write_paused:
             return  # and resume_writing comes back here: what was written on top of unsent bytes is taken first
-        self._state = _State.READING
+        self._state = _READING
         self._is_idle = True
         if self._pending:
             pending, self._pending = self._pending, b""
@@ -426,7 +457,7 @@ class H1Connection(asyncio.BufferedProtocol):
 
     def _end(self) -> None:
         """Send what is left, then half-close."""
-        self._state = _State.FLUSHING
+        self._state = _FLUSHING
         self._pending = b""
         self._transport.set_write_buffer_limits(high=0)
         if not self._is_write_paused:
@@ -435,7 +466,7 @@ class H1Connection(asyncio.BufferedProtocol):
     def _half_close(self) -> None:
         if self._transport.is_closing():
             return  # connection_lost is on its way
-        self._state = _State.LINGERING
+        self._state = _LINGERING
         self._arm(self._limits.linger_s)
         if self._is_at_eof or not self._transport.can_write_eof():
             self._transport.close()

@@ -8,9 +8,14 @@ from wstunnel.errors import safe
 from wstunnel.limits import LogLimits
 from wstunnel.proto.close import describe
 
-__all__ = ["log_tunnel"]
+__all__ = ["log_tunnel", "tunnels_are_logged"]
 
 _log = logging.getLogger("wstunnel.access")
+
+
+def tunnels_are_logged() -> bool:
+    """Does anybody want the lines? To be asked first: what they say costs more to gather than a short tunnel."""
+    return _log.isEnabledFor(logging.INFO)
 
 
 def log_tunnel(
@@ -28,8 +33,6 @@ def log_tunnel(
     limits: LogLimits,
 ) -> None:
     """Write the line: bytes are payload, `in` is from the client, `code` is RFC 6455's close code."""
-    if not _log.isEnabledFor(logging.INFO):
-        return
     _log.info(
         "tunnel closed: %s",
         describe(code),

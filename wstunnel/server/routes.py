@@ -59,7 +59,7 @@ def _policy(route: Route, host: Host) -> Policy:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OpenTunnel:
     """A handshake that passed, and the backend that was connected for it."""
 

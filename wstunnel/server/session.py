@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import Callable
 
 from wstunnel._hub import Hub, PlainTransport
@@ -13,12 +15,13 @@ from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
 from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
-from wstunnel.server.accesslog import log_tunnel
+from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged
 from wstunnel.supervise.board import WorkerColumn, close_column
 
 __all__ = ["Session"]
 
 _log = logging.getLogger("wstunnel")
+_OPENED, _TUNNELS = int(WorkerColumn.OPENED), int(WorkerColumn.TUNNELS)  # for what counts every tunnel
 
 
 class Session:
@@ -28,8 +31,9 @@ class Session:
     """
 
     __slots__ = (
-        "_connected",
+        "_fd",
         "_hub",
+        "_lease",
         "_limits",
         "_on_ended",
         "_opened_s",
@@ -51,7 +55,7 @@ class Session:
         row: memoryview,
     ) -> None:
         self._hub = hub
-        self._connected = connected
+        self._fd, self._lease = connected.fd, connected.lease
         self._limits = limits
         self._on_ended = on_ended
         self._row = row
@@ -63,44 +67,49 @@ class Session:
 
     async def open(self, taken: Taken, policy: Policy, *, is_binary: bool) -> None:
         """Let bytes flow, the 101 being out. Both sockets are the relay's from here on."""
-        transport, backend_socket = taken.transport, self._connected.socket
+        transport, backend_fd = taken.transport, self._fd
         client = ClientLeg(self._hub, transport.get_extra_info("socket").fileno())
-        backend = BackendLeg(self._hub, backend_socket.fileno())
+        backend = BackendLeg(self._hub, backend_fd)
         self.relay = Relay(self._hub, policy, client, backend, self, is_binary)
-        self._row[WorkerColumn.OPENED] += 1
-        self._row[WorkerColumn.TUNNELS] += 1
+        self._row[_OPENED] += 1
+        self._row[_TUNNELS] += 1
+        sock = None if isinstance(transport, PlainTransport) else socket.socket(fileno=backend_fd)
+        is_owned = False
         try:
             self.relay.open(transport)
-            if isinstance(transport, PlainTransport):
+            if sock is None:
+                is_owned = True  # by the leg, which closes it with the relay
                 backend.own()
-                backend_socket.detach()
             else:
-                await self._hub.loop.connect_accepted_socket(lambda: backend, backend_socket)
+                await self._hub.loop.connect_accepted_socket(lambda: backend, sock)
         except BaseException:
             self.relay.abort(CloseCode.INTERNAL_ERROR)
-            backend_socket.close()
+            if sock is not None:
+                sock.close()
+            elif not is_owned:
+                os.close(backend_fd)
             raise
         self.relay.join(bytearray(taken.leftover), taken.is_at_eof)
 
     def backend_ended(self) -> int:
         """The close code for a backend that ended its connection; 0: its process is exiting, `verdict` follows."""
-        if not self._connected.lease.is_exiting():
+        if not self._lease.is_exiting():
             return CloseCode.NORMAL
         self._verdict = self._hub.loop.create_task(self._await_verdict())
         return 0
 
     async def _await_verdict(self) -> None:
-        status = await self._connected.lease.exit_status()
+        status = await self._lease.exit_status()
         is_clean = status is None or status.clean
         self.relay.verdict(CloseCode.NORMAL if is_clean else CloseCode.INTERNAL_ERROR)
 
     def ended(self) -> None:
         """Both legs are released: the lease goes back, the end is counted, and the access line is written."""
-        relay, claim = self.relay, self._connected.lease
+        relay, claim = self.relay, self._lease
         if self._verdict is not None:
             self._verdict.cancel()
         claim.release()
-        self._row[WorkerColumn.TUNNELS] -= 1
+        self._row[_TUNNELS] -= 1
         self._row[close_column(relay.close_code)] += 1
         if relay.is_text_broken:
             _log.warning(
@@ -109,17 +118,18 @@ class Session:
                 claim.name,
                 claim.where,
             )
-        log_tunnel(
-            peer=self._peer,
-            path=self._path,
-            backend=claim.name,
-            bytes_in=relay.bytes_in,
-            bytes_out=relay.bytes_out,
-            messages_in=relay.messages_in,
-            messages_out=relay.messages_out,
-            duration_s=self._hub.loop.time() - self._opened_s,
-            code=relay.close_code,
-            closed_by=relay.closed_by or "server",
-            limits=self._limits.log,
-        )
+        if tunnels_are_logged():
+            log_tunnel(
+                peer=self._peer,
+                path=self._path,
+                backend=claim.name,
+                bytes_in=relay.bytes_in,
+                bytes_out=relay.bytes_out,
+                messages_in=relay.messages_in,
+                messages_out=relay.messages_out,
+                duration_s=self._hub.loop.time() - self._opened_s,
+                code=relay.close_code,
+                closed_by=relay.closed_by or "server",
+                limits=self._limits.log,
+            )
         self._on_ended(self)

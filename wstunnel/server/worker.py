@@ -26,6 +26,7 @@ from wstunnel.supervise.board import WorkerColumn
 __all__ = ["Worker"]
 
 _log = logging.getLogger("wstunnel")
+_ACCEPTED, _CONNECTIONS = int(WorkerColumn.ACCEPTED), int(WorkerColumn.CONNECTIONS)  # for what counts every connection
 
 
 class Worker:
@@ -143,6 +144,7 @@ class Worker:
     def _admit(self, fd: int, peer: str, local: str) -> None:
         """The accepted descriptor becomes a connection that reads requests."""
         connection = H1Connection(
+            loop=self._loop,
             on_request=self._router.serve,
             peer=peer,
             local=local,
@@ -150,11 +152,11 @@ class Worker:
             limits=self._limits.head,
             wheel=self._wheel,
             buffer=self._hub.view,
-            on_closed=lambda: self._connection_closed(connection),
+            on_closed=self._connection_closed,
         )
         self._connections.add(connection)
-        self._row[WorkerColumn.ACCEPTED] += 1
-        self._row[WorkerColumn.CONNECTIONS] += 1
+        self._row[_ACCEPTED] += 1
+        self._row[_CONNECTIONS] += 1
         if self._is_over_hub:
             self._attach(connection, fd, peer)
             return
@@ -214,7 +216,7 @@ class Worker:
 
     def _release(self) -> None:
         """A connection, or the tunnel that it became, is gone."""
-        self._row[WorkerColumn.CONNECTIONS] -= 1
+        self._row[_CONNECTIONS] -= 1
         self._acceptor.release()
         self._note_idle()
 

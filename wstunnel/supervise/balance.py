@@ -48,6 +48,10 @@ class _Rank(IntEnum):
     WAITING = 3
 
 
+# An attribute of an enum costs as much as a call, in Python 3.11.
+_ROOM, _IDLE, _OVER, _WAITING = _Rank
+
+
 class _Lack(Enum):
     """Why there is no lease."""
 
@@ -59,18 +63,18 @@ class _Lack(Enum):
     QUEUE_FULL = "every process has max-load-per-proc connections, and as many as may already wait for one"
 
 
+_NOBODY = _Lack.NOBODY
+
+
 class _Group:
     """A host and its slots."""
 
-    __slots__ = ("_seed", "host", "index", "slots")
+    __slots__ = ("_seed", "host", "index", "is_strict", "slots")
 
     def __init__(self, index: int, each: HostSlots, seed: str) -> None:
         self.index, self.host, self.slots = index, each.host, tuple(each.slots)
+        self.is_strict = self.host.max_load_policy != "share"
         self._seed = hashlib.blake2b(seed.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES)
-
-    @property
-    def is_strict(self) -> bool:
-        return self.host.max_load_policy != "share"
 
     def load(self) -> int:
         return sum(slot.load for slot in self.slots)
@@ -88,9 +92,9 @@ class _Group:
         draw every new connection into its backlog.
         """
         most, is_strict = self.host.max_load_per_proc, self.is_strict
-        lack = _Lack.NOBODY
+        lack = _NOBODY
         best: Slot | None = None
-        best_rank, best_load = _Rank.WAITING, 0
+        best_rank, best_load = _WAITING, 0
         for slot in self.slots:
             rank = _RANKS[slot.state]
             if rank is None or slot.disabled_until_s > now_s or slot in avoid:
@@ -100,17 +104,16 @@ class _Group:
                 if is_strict:
                     lack = _Lack.BUSY if self.host.max_load_policy == "queue" else _Lack.REFUSED
                     continue
-                rank = max(rank, _Rank.OVER)
+                rank = max(rank, _OVER)
             if best is None or rank < best_rank or (rank == best_rank and load < best_load):
                 best, best_rank, best_load = slot, rank, load
-                if not load and rank is _Rank.ROOM:
+                if not load and rank is _ROOM:
                     break
         return lack if best is None else (best_rank, best)
 
 
 _RANKS = tuple(
-    {SlotState.RUNNING: _Rank.ROOM, SlotState.IDLE: _Rank.IDLE, SlotState.WAITING: _Rank.WAITING}.get(state)
-    for state in SlotState
+    {SlotState.RUNNING: _ROOM, SlotState.IDLE: _IDLE, SlotState.WAITING: _WAITING}.get(state) for state in SlotState
 )
 
 
@@ -144,6 +147,13 @@ class Balancer:
         self._queue: deque[_Waiter] = deque()
         self._wait_s = max((each.host.connect_timeout_s for each in hosts), default=0.0)
         self._timer: asyncio.TimerHandle | None = None
+
+    def lease_at_once(self, avoid: Collection[Slot] = ()) -> Lease | None:
+        """What `lease` would give, where that takes no choice between hosts and no wait; None: ask `lease`."""
+        if len(self._groups) != 1 or self._queue:
+            return None
+        best = self._groups[0].best(avoid, self._clock())
+        return None if isinstance(best, _Lack) else self._claim(self._groups[0], best[1])
 
     async def lease(self, key: BalanceKey, avoid: Collection[Slot] = ()) -> Lease | None:
         """A claim on the slot that is to be connected; None when there is none but those to `avoid`.
@@ -190,7 +200,7 @@ class Balancer:
                 lack = best if lack is not _Lack.BUSY and best is not _Lack.NOBODY else lack
                 continue
             rank, slot = best
-            if rank is not _Rank.WAITING:
+            if rank is not _WAITING:
                 break
             later = later or (group, slot)
         else:

@@ -15,6 +15,9 @@ from wstunnel.supervise.place import SlotPlace
 __all__ = ["Slot"]
 
 _STATES = tuple(SlotState)
+_STATE, _PID, _DEATHS = int(SlotColumn.STATE), int(SlotColumn.PID), int(SlotColumn.DEATHS)  # read for every lease
+_BROKEN = int(SlotState.BROKEN)
+_ONE_WORKER = 2  # rows in use: the first one is nobody's, and has no leases
 _NS_PER_S = 1_000_000_000
 
 
@@ -52,7 +55,7 @@ class Slot:
 
     @property
     def state(self) -> SlotState:
-        return _STATES[self._words[SlotColumn.STATE]]
+        return _STATES[self._words[_STATE]]
 
     @property
     def pid(self) -> int | None:
@@ -62,12 +65,13 @@ class Slot:
     @property
     def deaths(self) -> int:
         """Processes that have ended; a lease remembers how many had when it was taken."""
-        return self._words[SlotColumn.DEATHS]
+        return self._words[_DEATHS]
 
     @property
     def load(self) -> int:
         """Leases out, those of all workers."""
-        return sum(self._loads[: self._board.workers_used])
+        used = self._board.workers_used
+        return self._loads[1] if used == _ONE_WORKER else sum(self._loads[1:used])
 
     def claiming(self) -> AbstractContextManager[bool]:
         """Yields whether no other worker is inside: look at `load`, and take a lease if there is room."""
@@ -94,7 +98,7 @@ class Slot:
         In a slot whose circuit is open, connections are accepted only to be closed: they have failed.
         """
         # The row gets a death before it loses the pid, and is read the other way round: one of them is seen.
-        pid = self._words[SlotColumn.PID]
+        pid = self._words[_PID]
         if self._is_death_known(deaths) or self._is_broken:
             return True
         return pid != 0 and procfs.is_gone_or_ending(pid)
@@ -114,7 +118,7 @@ class Slot:
 
     @property
     def _is_broken(self) -> bool:
-        return self._words[SlotColumn.STATE] == SlotState.BROKEN
+        return self._words[_STATE] == _BROKEN
 
     def _is_death_known(self, deaths: int) -> bool:
         """Does the row tell of the death that ended a connection which was made when `deaths` had been counted?
@@ -123,7 +127,7 @@ class Slot:
         a death says something about it only for as long as its end would take to be seen.
         """
         words = self._words
-        if words[SlotColumn.DEATHS] <= deaths:
+        if words[_DEATHS] <= deaths:
             return False
         is_fresh = time.monotonic_ns() - words[SlotColumn.DIED_AT_NS] <= self._exit_wait_ns
         return bool(words[SlotColumn.ENDED_ALL]) or is_fresh

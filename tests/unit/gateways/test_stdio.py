@@ -55,10 +55,18 @@ async def gateway_to(
 
 async def read_to_end(connected: Connected) -> bytes:
     got = b""
-    async with asyncio.timeout(DEADLINE_S):
-        while some := await asyncio.get_running_loop().sock_recv(connected.socket, 65536):
-            got += some
+    with socket_of(connected) as sock:
+        async with asyncio.timeout(DEADLINE_S):
+            while some := await asyncio.get_running_loop().sock_recv(sock, 65536):
+                got += some
     return got
+
+
+def socket_of(connected: Connected) -> socket.socket:
+    sock = socket.socket(fileno=os.dup(connected.fd))
+    assert not os.get_blocking(connected.fd)
+    sock.setblocking(False)
+    return sock
 
 
 async def told(request: Request, **route: Any) -> dict[str, str]:
@@ -74,13 +82,13 @@ def test_a_tunnel_is_its_programs_input_and_output(run: Run):
     async def main() -> None:
         async with gateway_to("cat", number=7) as gateway:
             connected = await gateway.connect(request_of())
-            assert not connected.socket.getblocking()
-            connected.socket.send(b"hello")
-            connected.socket.shutdown(socket.SHUT_WR)
+            with socket_of(connected) as sock:
+                sock.send(b"hello")
+                sock.shutdown(socket.SHUT_WR)
             assert await read_to_end(connected) == b"hello"
             assert await connected.lease.exit_status() == ExitStatus(code=0)
             connected.close()
-            assert connected.socket.fileno() == -1
+            assert connected.fd not in open_descriptors()
 
     run(main())
 

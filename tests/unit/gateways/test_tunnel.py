@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from tests.conftest import Run, open_descriptors
 from tests.wire.sockets import eventually, turns
 from wstunnel.errors import BackendError
+from wstunnel.gateways import tunnel
 from wstunnel.gateways.claim import Connected
 from wstunnel.gateways.tunnel import TunnelGateway
 from wstunnel.limits import Limits, MasterLimits
@@ -146,6 +148,11 @@ def stand() -> Iterator[Callable[..., Stand]]:
         each.board.close()
 
 
+def peer_of(connected: Connected) -> Any:
+    with socket.socket(fileno=os.dup(connected.fd)) as sock:
+        return sock.getpeername()
+
+
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
 def test_a_connection_is_ready_for_the_loop_and_counts_until_it_is_closed(run: Run, stand, backends, kind):
     async def check() -> None:
@@ -154,15 +161,15 @@ def test_a_connection_is_ready_for_the_loop_and_counts_until_it_is_closed(run: R
         connected = await to.connect()
 
         assert to.loads == [1]
-        assert not connected.socket.getblocking()
-        connected.socket.getpeername()
+        assert not os.get_blocking(connected.fd)
+        assert not os.get_inheritable(connected.fd)
+        assert peer_of(connected)
         if kind == "tcp":
-            assert connected.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            with socket.socket(fileno=os.dup(connected.fd)) as sock:
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         connected.close()
         assert to.loads == [0]
-        assert connected.socket.fileno() == -1
-        connected.close()
-        assert to.loads == [0]
+        assert connected.fd not in open_descriptors()
 
     run(check())
 
@@ -174,7 +181,7 @@ def test_the_slot_with_the_fewest_connections_is_chosen(run: Run, stand, backend
         held = [await to.connect() for _ in range(6)]
         assert to.loads == [2, 2, 2]
 
-        held[4].close()
+        held.pop(4).close()
         held.append(await to.connect())
         assert to.loads == [2, 2, 2]
         for connected in held:
@@ -193,7 +200,7 @@ def test_a_slot_that_cannot_be_had_is_passed_over_for_a_live_one(run: Run, stand
         connected = await to.connect()
 
         assert to.loads == [0, 1]
-        assert connected.socket.getpeername() == str(backends.missing("b").path)
+        assert peer_of(connected) == str(backends.missing("b").path)
         connected.close()
 
     run(check())
@@ -384,12 +391,12 @@ def test_a_full_backlog_is_asked_again_at_once(run: Run, stand, backends):
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS])
 def test_what_we_lack_is_not_held_against_the_backend(run: Run, stand, backends, monkeypatch, number):
     async def check() -> None:
-        def fail(*_: object) -> socket.socket:
+        def fail(_path: str) -> int:
             raise OSError(number, "none left")
 
         to = stand(backends.unix("a"))
         with monkeypatch.context() as patch:
-            patch.setattr(socket, "socket", fail)
+            patch.setattr(tunnel, "connect_unix", fail)
             with pytest.raises(BackendError):
                 await to.connect()
 
@@ -440,7 +447,7 @@ def test_each_address_of_a_name_is_tried(stand, backends, monkeypatch):
 
         connected = await to.connect()
 
-        assert connected.socket.getpeername() == (alive.host, alive.port)
+        assert peer_of(connected) == (alive.host, alive.port)
         connected.close()
 
     Run("asyncio")(check())

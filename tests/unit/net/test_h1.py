@@ -132,6 +132,7 @@ class Server:
 
     def new(self) -> H1Connection:
         connection = H1Connection(
+            loop=self.loop,
             on_request=self.count,
             peer="127.0.0.1:9",
             local="127.0.0.1:8",
@@ -139,7 +140,7 @@ class Server:
             limits=self.limits,
             wheel=self.wheel,
             buffer=self.buffer,
-            on_closed=lambda: self.closed.append(connection),
+            on_closed=self.closed.append,
         )
         self.connections.append(connection)
         return connection

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wstunnel.limits import LogLimits
-from wstunnel.server.accesslog import log_tunnel
+from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged
 from wstunnel.server.logs import JsonFormatter, TextFormatter
 
 LINE: dict[str, Any] = {
@@ -71,3 +71,9 @@ def test_a_path_of_the_peers_making_can_neither_end_the_line_nor_fill_the_disk(r
 def test_an_ordinary_path_is_logged_as_it_is(record):
     assert record(path="/chat/room-7").fields["path"] == "/chat/room-7"
     assert len(record(path="/" + "a" * 10_000).fields["path"]) == LogLimits().path_chars
+
+
+@pytest.mark.parametrize(("level", "expected"), [(logging.INFO, True), (logging.WARNING, False)])
+def test_lines_are_wanted_at_the_level_at_which_they_are_written(caplog, level, expected):
+    caplog.set_level(level, "wstunnel.access")
+    assert tunnels_are_logged() is expected

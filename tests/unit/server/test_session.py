@@ -87,13 +87,12 @@ class Stand:
             loop = FailingLoop(loop, self._error)
         self._hub = Hub(loop, TimerWheel(0.1, loop.time()), read_bytes=1 << 16, turn_bytes=1 << 18, look_s=0.5)
         self.lease = Claim()
-        self.backend_socket = backend
         self.over: list[Session] = []
         self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
         self.session = Session(
             self._hub,
             REQUEST,
-            Connected(backend, self.lease),
+            Connected(backend.detach(), self.lease),
             limits=Limits(),
             on_ended=self.over.append,
             row=self.row,

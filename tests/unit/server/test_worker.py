@@ -74,7 +74,7 @@ class Gateway:
         near, far = socket.socketpair()
         near.setblocking(False)
         self.backends.append(Wire(far))
-        return Connected(near, claim)
+        return Connected(near.detach(), claim)
 
 
 class Stand:
