@@ -289,6 +289,15 @@ cdef class PlainTransport(Stream):
 
     # --- for the protocol
 
+    def read_at_once(self):
+        """Read what has come already, without waiting to be told; the end of the connection is told as ever."""
+        cdef ssize_t n = recv(self.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
+        if n > 0:
+            try:
+                self.protocol.buffer_updated(n)
+            except Exception as error:
+                self.hub.report(self, error)
+
     def get_extra_info(self, name, default=None):
         """`socket`: something with a `fileno`."""
         return self if name == "socket" and self.seating else default

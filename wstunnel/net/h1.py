@@ -111,10 +111,10 @@ class Exchange:
         await asyncio.sleep(0)
         await self.connection._drained()
 
-    async def take_over(self, headers: Headers) -> Taken:
-        """Answer 101 with these fields, wait until it has left, and let go of the connection."""
+    async def take_over(self, head: bytes) -> Taken:
+        """Answer with this head of a 101, wait until it has left, and let go of the connection."""
         self._begin()
-        taken = await self.connection._switch(encode_head(HTTPStatus.SWITCHING_PROTOCOLS, headers))
+        taken = await self.connection._switch(head)
         self._is_answered = True
         return taken
 
@@ -244,9 +244,13 @@ class H1Connection(asyncio.BufferedProtocol):
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
         self._state = _READING
-        self._arm(self._limits.head_timeout_s)
         if self._is_draining and not self._is_patient:
             self._end()
+            return
+        if isinstance(transport, PlainTransport):
+            transport.read_at_once()  # as a rule the head is there, and neither a timer nor a wait is needed for it
+        if self._state is _READING:
+            self._arm(self._limits.head_timeout_s)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._buffer

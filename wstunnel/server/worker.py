@@ -192,7 +192,7 @@ class Worker:
         """The handshake passed and the backend is connected: answer 101 and join the two."""
         exchange = opening.exchange
         try:
-            taken = await exchange.take_over(opening.answer.headers)
+            taken = await exchange.take_over(opening.answer.head)
         except BaseException:
             opening.connected.close()
             raise

@@ -21,6 +21,7 @@ from wstunnel.errors import PeerError
 from wstunnel.limits import HeadLimits
 from wstunnel.net.h1 import Exchange, H1Connection, Taken
 from wstunnel.net.wheel import TimerWheel
+from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.http1 import HeadReader
 
 LIMITS = HeadLimits(head_timeout_s=20.0, keep_alive_s=20.0, write_stall_s=20.0, linger_s=20.0)
@@ -29,6 +30,7 @@ SHORT_S = 0.2
 SOON_S = 10.0
 """How long anything may take that should happen at once: generous, only ever waited for in a failure."""
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+SWITCHING = encode_head(101, (("Upgrade", "websocket"), ("Connection", "Upgrade")))
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 
 
@@ -563,7 +565,7 @@ ANSWERS: dict[str, Callable[[Exchange], Awaitable[object]]] = {
     "respond": lambda exchange: exchange.respond(200),
     "start": lambda exchange: exchange.start(200, (), 7),
     "refuse": refuse,
-    "take_over": lambda exchange: exchange.take_over(()),
+    "take_over": lambda exchange: exchange.take_over(SWITCHING),
 }
 
 
@@ -1093,7 +1095,7 @@ class Taking:
             return
         if self.before is not None:
             await self.before(exchange)
-        self.taken = await exchange.take_over((("Upgrade", "websocket"), ("Connection", "Upgrade")))
+        self.taken = await exchange.take_over(SWITCHING)
         assert self.taken.transport.get_write_buffer_size() == 0
         assert not self.taken.transport.is_reading()
         self.echo.take(self.taken)
@@ -1203,7 +1205,7 @@ def test_101_itself_waits_for_a_slow_client(run: Run):
     async def main() -> None:
         async def serve(exchange: Exchange) -> None:
             big = tuple((f"X-{n}", "x" * 60_000) for n in range(20))
-            taken = await exchange.take_over(big)
+            taken = await exchange.take_over(encode_head(101, big))
             assert taken.transport.get_write_buffer_size() == 0
             echo.take(taken)
 
@@ -1232,7 +1234,7 @@ def test_client_that_leaves_while_the_101_waits_cancels(run: Run, leaves):
         async def serve(exchange: Exchange) -> None:
             nonlocal cancelled
             try:
-                await exchange.take_over(tuple((f"X-{n}", "x" * 60_000) for n in range(20)))
+                await exchange.take_over(encode_head(101, tuple((f"X-{n}", "x" * 60_000) for n in range(20))))
             except asyncio.CancelledError:
                 cancelled = True
                 raise
@@ -1300,7 +1302,7 @@ def test_connection_that_is_closing_is_not_taken(run: Run):
             nonlocal cancelled
             exchange.connection.abort()
             try:
-                await exchange.take_over(())
+                await exchange.take_over(SWITCHING)
             except asyncio.CancelledError:
                 cancelled = True
                 raise
@@ -1317,7 +1319,7 @@ def test_connection_that_is_closing_is_not_taken(run: Run):
 def test_connection_that_was_taken_and_then_dropped_is_closed(run: Run, caplog, raises):
     async def main() -> None:
         async def serve(exchange: Exchange) -> None:
-            await exchange.take_over(())
+            await exchange.take_over(SWITCHING)
             if raises:
                 raise ZeroDivisionError
 
