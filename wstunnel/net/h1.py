@@ -335,7 +335,8 @@ class H1Connection(asyncio.BufferedProtocol):
         self._transport.pause_reading()
         self._write(head)
         self._transport.set_write_buffer_limits(high=0)  # pauses writing until the last byte has left
-        await self._drained()
+        if self._is_write_paused or self._transport.is_closing():
+            await self._drained()
         self._state = _TAKEN
         leftover, self._pending = self._pending, b""
         return Taken(self._transport, leftover, self._is_at_eof)
@@ -345,6 +346,7 @@ class H1Connection(asyncio.BufferedProtocol):
     def _parse(self, data: bytes | memoryview, nbytes: int) -> None:
         """Read on in the head under way, and have its request served once it is whole."""
         was_idle, self._is_idle = self._is_idle, False
+        request: Request | None
         reader, plain = self._reader, None
         if reader is None:
             plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme)
@@ -369,10 +371,6 @@ class H1Connection(asyncio.BufferedProtocol):
         self._state = _SERVING
         self._disarm()
         self._exchange = Exchange(self, request)
-        if self._pending:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
         if request.wants_websocket:
             self._serve_at_once()
         else:
@@ -393,6 +391,10 @@ class H1Connection(asyncio.BufferedProtocol):
         self._conclude(error)
 
     def _serve_in_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._pending:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
         self._task = self._loop.create_task(coroutine)
         self._task.add_done_callback(self._served)
 

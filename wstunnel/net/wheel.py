@@ -39,9 +39,11 @@ class TimerWheel:
 
     def add(self, item: Timed, at_s: float) -> None:
         """Ask `item` at `at_s`; an item stands in the wheel once, so this moves it if it was there."""
-        if item in self._places:
+        tick = self._tick_of(max(self.now_s, at_s)) + 1
+        if (place := self._places.get(item)) is not None:
+            if place == tick:
+                return
             self.discard(item)
-        tick = self._tick_of(max(at_s, self.now_s)) + 1
         bucket = self._buckets.get(tick)
         if bucket is None:
             bucket = self._buckets[tick] = {}

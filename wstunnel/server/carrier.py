@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -104,6 +105,8 @@ class _Carrier:
         self._beat()
         self._worker.start()
         self._row[WorkerColumn.STATE] = WorkerState.SERVING
+        gc.collect()
+        gc.freeze()  # what a worker starts with stays: not to be walked again by every collection
         self._channel.send(Ready())
         await self._is_over.wait()
 

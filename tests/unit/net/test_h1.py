@@ -21,8 +21,7 @@ from wstunnel.errors import PeerError
 from wstunnel.limits import HeadLimits
 from wstunnel.net.h1 import Exchange, H1Connection, Taken
 from wstunnel.net.wheel import TimerWheel
-from wstunnel.proto.http1 import encode_head
-from wstunnel.proto.http1 import HeadReader
+from wstunnel.proto.http1 import HeadReader, encode_head
 
 LIMITS = HeadLimits(head_timeout_s=20.0, keep_alive_s=20.0, write_stall_s=20.0, linger_s=20.0)
 """Nothing times out unless a test says so."""
