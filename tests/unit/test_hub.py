@@ -443,6 +443,39 @@ def test_write_eof_to_a_peer_that_has_reset_raises(run: Run):
     run(check())
 
 
+def test_what_has_come_is_read_at_once_when_asked_for_and_nothing_is_no_news(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, far = bench.pair()
+            protocol.transport.read_at_once()
+            far.send(b"early")
+            protocol.transport.read_at_once()
+            assert protocol.told == ["made", b"early"]
+            far.close()
+            protocol.transport.read_at_once()
+            assert protocol.events == ["made"], "the end is told by the loop's next turn, and once"
+            await eventually(lambda: protocol.events == ["made", "eof"], "the end")
+
+    run(check())
+
+
+def test_a_fault_in_what_was_read_at_once_is_told_to_the_loop_and_ends_that_connection(run: Run):
+    async def check() -> None:
+        def fail(_: bytes) -> None:
+            raise ZeroDivisionError
+
+        async with Bench() as bench:
+            protocol, far = bench.pair(on_data=fail)
+            far.send(b"x")
+            protocol.transport.read_at_once()
+            await eventually(lambda: protocol.events == ["made", "lost"], "the end")
+            (fault,) = bench.faults
+            assert isinstance(fault["exception"], ZeroDivisionError)
+            far.close()
+
+    run(check())
+
+
 def test_a_transport_knows_its_socket(run: Run):
     async def check() -> None:
         async with Bench() as bench:

@@ -19,6 +19,7 @@ from wstunnel.gateways import tunnel
 from wstunnel.gateways.claim import Connected
 from wstunnel.gateways.tunnel import TunnelGateway
 from wstunnel.limits import Limits, MasterLimits
+from wstunnel.net.eager import begin
 from wstunnel.proto.request import Request
 from wstunnel.settings import Address, Balance, Host, TcpAddress, UnixAddress
 from wstunnel.supervise.balance import Balancer, HostSlots
@@ -170,6 +171,33 @@ def test_a_connection_is_ready_for_the_loop_and_counts_until_it_is_closed(run: R
         connected.close()
         assert to.loads == [0]
         assert connected.fd not in open_descriptors()
+
+    run(check())
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+def test_a_connect_may_begin_outside_of_any_task(run: Run, stand, backends, kind):
+    """As a handshake does (net/eager.py): where it waits, it is in one."""
+
+    async def check() -> None:
+        loop = asyncio.get_running_loop()
+        to = stand(backends.unix("s") if kind == "unix" else backends.tcp())
+        found: asyncio.Future[Connected] = loop.create_future()
+        tasks: list[asyncio.Task[None]] = []
+
+        async def connect() -> None:
+            found.set_result(await to.connect())
+
+        def start() -> None:
+            if left := begin(connect()):
+                tasks.append(loop.create_task(left))
+
+        loop.call_soon(start)
+        await eventually(lambda: found.done() or any(task.done() for task in tasks), "the connect")
+        for task in tasks:
+            await task
+        found.result().close()
+        assert len(tasks) == (kind == "tcp")
 
     run(check())
 

@@ -1117,6 +1117,43 @@ async def taking(taking: Taking, limits: HeadLimits = LIMITS) -> AsyncIterator[S
 HEAD_101 = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_upgrade_is_served_without_a_task_until_it_waits(run: Run, waits):
+    async def main() -> None:
+        tasks: list[object] = []
+
+        async def refuse(exchange: Exchange) -> None:
+            tasks.append(asyncio.current_task())
+            if waits:
+                await asyncio.sleep(0)
+                tasks.append(asyncio.current_task())
+            raise PeerError("no", status=403)
+
+        async with serving(refuse) as server, server.client() as client:
+            await client.send(UPGRADE)
+            assert (await client.answers("GET"))[0][0] == 403
+            assert tasks[0] is None
+            assert len(tasks) == 1 + waits
+            assert tasks[-1] is not None or not waits
+            await client.read_to_end()
+
+    run(main())
+
+
+def test_pipelined_requests_are_not_served_inside_each_other(run: Run):
+    """A thousand in one read: each in a task of its own, however little it waits."""
+
+    async def main() -> None:
+        async def at_once(exchange: Exchange) -> None:
+            exchange.refuse(200, "hello")
+
+        async with serving(at_once) as server, server.client() as client:
+            await client.send(GET * 1000)
+            assert [status for status, _, _ in await client.answers(*["GET"] * 1000)] == [200] * 1000
+
+    run(main())
+
+
 def test_taken_connection_speaks_with_its_new_protocol(run: Run):
     async def main() -> None:
         echo = Taking()
