@@ -340,6 +340,7 @@ cdef object _made(const uint8_t* raw, const Head* head, str peer, str local, str
     PyObject_GenericSetAttr(request, "local", local)
     PyObject_GenericSetAttr(request, "scheme", scheme)
     PyObject_GenericSetAttr(request, "wants_websocket", head.wants_websocket)
+    PyObject_GenericSetAttr(request, "body_bytes", 0)
     return request
 
 

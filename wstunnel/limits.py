@@ -61,6 +61,8 @@ class HeadLimits:
     """A response waits for its client once this much of it is not yet taken ..."""
     write_low_bytes: int = 16 * 1024
     """... and goes on below this."""
+    body_stall_s: float = 60.0
+    """A client that sends nothing of a body that is waited for is answered with 408 after this time."""
     write_stall_s: float = 60.0
     """A client that takes nothing of its response for this time (twice at most) is dropped."""
     linger_s: float = 2.0

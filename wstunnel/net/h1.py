@@ -19,9 +19,11 @@ from typing import Any, cast
 from wstunnel._heads import read_plain_head
 from wstunnel._hub import PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
-from wstunnel.limits import HeadLimits
+from wstunnel.limits import GatewayLimits, HeadLimits
 from wstunnel.net.eager import begin
 from wstunnel.net.wheel import TimerWheel
+from wstunnel.proto.body import BodyReader, body_reader
+from wstunnel.proto.chunked import LAST_CHUNK, encode_chunk
 from wstunnel.proto.http1 import HeadReader, encode_head
 from wstunnel.proto.request import Headers, Request
 
@@ -30,6 +32,7 @@ __all__ = ["Exchange", "H1Connection", "Taken"]
 _log = logging.getLogger("wstunnel")
 _TEXT = ("Content-Type", "text/plain")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _State(Enum):
@@ -70,14 +73,25 @@ class Exchange:
     answer had begun the end of the connection.
     """
 
-    __slots__ = ("_is_answered", "_is_started", "_left_bytes", "connection", "request")
+    __slots__ = ("_is_answered", "_is_bodiless", "_is_started", "_left_bytes", "connection", "request")
 
     def __init__(self, connection: H1Connection, request: Request) -> None:
         self.connection = connection
         self.request = request
         self._is_started = False
         self._is_answered = False
-        self._left_bytes = 0
+        self._is_bodiless = False
+        self._left_bytes: int | None = 0  # of the answer's body; None: it is chunked
+
+    async def read(self) -> bytes:
+        """The next piece of the request's body, without its chunks; b"" at its end, and when there is none.
+
+        raises  PeerError(400) on a malformed chunk or when the client ends within its body, PeerError(408) when it
+                sends nothing for `body_stall_s`
+        bound   one read: the client is not read while a piece waits
+        A client that waits for `100 Continue` gets it at the first call.
+        """
+        return await self.connection._read_body()
 
     async def respond(self, status: int, headers: Headers = (), body: bytes = b"", *, close: bool = False) -> None:
         """Send a whole answer, with Content-Length, Date and Connection added. HEAD, 204 and 304 get no body.
@@ -87,29 +101,44 @@ class Exchange:
                 ConnectionResetError when the cancellation was not heeded
         bound   returns once no more than `write_high_bytes` wait for the client
         """
+        self.connection._skip_body()
         self._send(status, headers, body, len(body), close=close)
         await self.connection._drained()
 
-    async def start(self, status: int, headers: Headers, length: int, *, close: bool = False) -> None:
-        """Send the head of an answer of `length` bytes, which `write` brings. For HEAD that is all of it."""
+    async def start(self, status: int, headers: Headers, length: int | None, *, close: bool = False) -> None:
+        """Send the head of an answer of `length` bytes, which `write` brings. For HEAD that is all of it.
+
+        in      length  None: nobody knows; the body is chunked, and `finish` ends it
+        """
         self._send(status, headers, b"", length, close=close)
         await self.connection._drained()
 
     async def write(self, chunk: bytes) -> None:
-        """Send the next bytes of the answer, and let other connections have their turn. For HEAD, nothing is sent.
+        """Send the next bytes of the answer, and let others have their turn. Where there is no body, for HEAD
+        and some statuses, nothing is sent.
 
         raises  RuntimeError on more bytes than were announced; ConnectionResetError as above
         bound   as `respond`
         """
-        if self.request.method == "HEAD":
+        if self._left_bytes is None:
+            chunk = encode_chunk(chunk)
+        elif self._is_bodiless:
             return
-        if len(chunk) > self._left_bytes:
+        elif len(chunk) > self._left_bytes:
             raise RuntimeError(f"{len(chunk)} bytes for an answer of which only {self._left_bytes} are missing")
-        self._left_bytes -= len(chunk)
-        self._is_answered = not self._left_bytes
+        else:
+            self._left_bytes -= len(chunk)
+            self._is_answered = not self._left_bytes
         self.connection._write(chunk)
         await asyncio.sleep(0)
         await self.connection._drained()
+
+    async def finish(self) -> None:
+        """End an answer whose length was not known; nothing happens to any other."""
+        if self._left_bytes is None:
+            self._left_bytes, self._is_answered = 0, True
+            self.connection._write(LAST_CHUNK)
+            await self.connection._drained()
 
     async def take_over(self, head: bytes) -> Taken:
         """Answer with this head of a 101, wait until it has left, and let go of the connection."""
@@ -124,6 +153,7 @@ class Exchange:
         in      text  ASCII; a peer's bytes in it are escaped
         """
         body = _refusal_body(text)
+        self.connection._skip_body()
         self._send(status, (*headers, _TEXT), body, len(body), close=close)
 
     def _begin(self) -> None:
@@ -131,16 +161,22 @@ class Exchange:
             raise RuntimeError("a request is answered once")
         self._is_started = True
 
-    def _send(self, status: int, headers: Headers, body: bytes, length: int, *, close: bool) -> None:
+    def _send(self, status: int, headers: Headers, body: bytes, length: int | None, *, close: bool) -> None:
         """Write a head and what there is of its body, without waiting."""
         is_last = close or self.connection._ends_after(self.request)
-        framing = () if status in _BODILESS else (("Content-Length", str(length)),)
+        if status in _BODILESS:
+            framing: Headers = ()
+        elif length is None:
+            framing = (("Transfer-Encoding", "chunked"),)
+        else:
+            framing = (("Content-Length", str(length)),)
         head = encode_head(status, (*headers, *framing, *_closing(is_last)))
         self._begin()
-        if self.request.method == "HEAD" or status in _BODILESS:
+        self._is_bodiless = self.request.method == "HEAD" or status in _BODILESS
+        if self._is_bodiless:
             body, length = b"", 0
-        self._left_bytes = length - len(body)
-        self._is_answered = not self._left_bytes
+        self._left_bytes = None if length is None else length - len(body)
+        self._is_answered = self._left_bytes == 0
         self.connection._is_last = is_last
         self.connection._write(head + body)
 
@@ -154,7 +190,8 @@ class H1Connection(asyncio.BufferedProtocol):
                         Its length bounds one read
             on_closed   gets this connection, once, when the transport is closed and no coroutine runs; not after a
                         take-over
-    bound   one read of pipelined bytes while a request is served; `write_high_bytes` and one chunk of answer
+    bound   one read of a body or of pipelined bytes while a request is served; `write_high_bytes` and one chunk of
+            answer
     source  RFC 9112 §9; robustness goals 1, 4, 18
 
     Whole heads are due `head_timeout_s` after the accept, or after the first byte of a later request: 408. A client
@@ -164,9 +201,12 @@ class H1Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_body",
+        "_body_limits",
         "_buffer",
         "_exchange",
         "_is_at_eof",
+        "_is_continue_awaited",
         "_is_draining",
         "_is_idle",
         "_is_last",
@@ -180,6 +220,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "_peer",
         "_pending",
         "_reader",
+        "_reading",
         "_scheme",
         "_state",
         "_task",
@@ -201,16 +242,19 @@ class H1Connection(asyncio.BufferedProtocol):
         local: str,
         scheme: str,
         limits: HeadLimits,
+        body_limits: GatewayLimits,
         wheel: TimerWheel,
         buffer: memoryview,
         on_closed: Callable[[H1Connection], None],
     ) -> None:
         self._on_request, self._on_closed = on_request, on_closed
         self._peer, self._local, self._scheme = peer, local, scheme
-        self._limits, self._wheel, self._buffer = limits, wheel, buffer
+        self._limits, self._body_limits, self._wheel, self._buffer = limits, body_limits, wheel, buffer
         self._loop = loop
         self._state = _NEW
         self._reader: HeadReader | None = None  # of a head of which some has come
+        self._body: BodyReader | None = None  # of the request under way, until it is complete
+        self._reading: asyncio.Future[None] | None = None  # of the coroutine, for more of the body
         self._pending = b""  # read, and not yet parsed
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None  # of the coroutine, for the client to take some bytes
@@ -220,6 +264,7 @@ class H1Connection(asyncio.BufferedProtocol):
         self._is_patient = False
         self._is_at_eof = False
         self._is_write_paused = False
+        self._is_continue_awaited = False
         self._unsent_bytes = 0  # when last looked at
 
     def drain(self, *, is_patient: bool = False) -> None:
@@ -261,9 +306,11 @@ class H1Connection(asyncio.BufferedProtocol):
         elif self._state is _SERVING:
             self._pending += bytes(self._buffer[:nbytes])
             self._transport.pause_reading()
+            self._wake_reading()
 
     def eof_received(self) -> bool:
         self._is_at_eof = True
+        self._wake_reading()
         if self._state is _READING:
             self._end()
         elif self._state is _LINGERING:
@@ -278,6 +325,8 @@ class H1Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._is_write_paused = False
         self._disarm()
+        if self._reading is not None:
+            self._arm(self._limits.body_stall_s)
         self._wake()
         if self._state is _SERVING and self._task is None:
             self._next()
@@ -304,6 +353,10 @@ class H1Connection(asyncio.BufferedProtocol):
             if self._unsent_bytes < unsent_bytes:
                 return now_s + self._limits.write_stall_s
             self._transport.abort()
+        elif self._reading is not None:
+            if not self._reading.done():
+                stalled = f"no byte of the body within {self._limits.body_stall_s:g} s"
+                self._reading.set_exception(PeerError(stalled, status=408))
         elif self._state is not _READING:
             self._transport.abort()
         elif self._is_idle:
@@ -317,7 +370,11 @@ class H1Connection(asyncio.BufferedProtocol):
     def _ends_after(self, request: Request) -> bool:
         """Is this the last request, whatever the answer (except 101)? Behind a refused upgrade anything may come."""
         return (
-            self._is_draining or self._is_at_eof or request.wants_websocket or "close" in request.tokens("connection")
+            self._is_draining
+            or self._is_at_eof
+            or self._body is not None
+            or request.wants_websocket
+            or "close" in request.tokens("connection")
         )
 
     def _write(self, data: bytes) -> None:
@@ -330,6 +387,51 @@ class H1Connection(asyncio.BufferedProtocol):
         if self._state is not _CLOSED and (self._is_write_paused or self._transport.is_closing()):
             self._waiter = self._loop.create_future()
             await self._waiter
+
+    async def _read_body(self) -> bytes:
+        payload = b""
+        while self._body is not None and not payload:
+            if not self._pending:
+                await self._more_of_body()
+            payload = self._take_body(self._body)
+        return payload
+
+    def _take_body(self, body: BodyReader) -> bytes:
+        """The payload in what has been read; the client is read again for the next request, or for its end."""
+        data, self._pending = self._pending, b""
+        payload = body.feed(data)
+        if body.is_complete:
+            self._body, self._pending = None, body.leftover
+            if not self._pending:
+                self._transport.resume_reading()
+        return payload
+
+    async def _more_of_body(self) -> None:
+        if self._is_at_eof:
+            raise PeerError("the request ends within its body")
+        if self._is_continue_awaited:
+            self._is_continue_awaited = False
+            self._write(_CONTINUE)
+        self._reading = self._loop.create_future()
+        if not self._is_write_paused:  # then the deadline is for the client to take its answer
+            self._arm(self._limits.body_stall_s)
+        self._transport.resume_reading()
+        try:
+            await self._reading
+        finally:
+            self._reading = None
+            if not self._is_write_paused:
+                self._disarm()
+        if not self._pending:
+            raise PeerError("the request ends within its body")
+
+    def _skip_body(self) -> None:
+        """Nobody wants the body: drop what has come of it, so that the connection may go on if that was all."""
+        if self._body is not None and self._pending:
+            try:
+                self._take_body(self._body)
+            except PeerError:
+                self._pending = b""  # it ends the connection, as any rest of a body does
 
     async def _switch(self, head: bytes) -> Taken:
         self._transport.pause_reading()
@@ -371,6 +473,9 @@ class H1Connection(asyncio.BufferedProtocol):
         self._state = _SERVING
         self._disarm()
         self._exchange = Exchange(self, request)
+        if request.body_bytes != 0:
+            self._body = body_reader(request.body_bytes, self._body_limits)
+            self._is_continue_awaited = not self._pending and "100-continue" in request.tokens("expect")
         if request.wants_websocket:
             self._serve_at_once()
         else:
@@ -491,6 +596,10 @@ class H1Connection(asyncio.BufferedProtocol):
 
     def _disarm(self) -> None:
         self._wheel.discard(self)
+
+    def _wake_reading(self) -> None:
+        if self._reading is not None and not self._reading.done():
+            self._reading.set_result(None)
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

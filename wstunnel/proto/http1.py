@@ -1,7 +1,7 @@
 """HTTP/1.1 heads: bytes in, one `Request` out; a status and fields in, bytes out.
 
 llhttp (httptools) holds the grammar of fields. This module adds what llhttp lets through and a tunnel
-must not: the exact request line, one valid Host, no request body, bounds. Every refusal is a `PeerError` that
+must not: the exact request line, one valid Host, one length of a body, bounds. Every refusal is a `PeerError` that
 comes at the same byte however the head was cut, and nobody reads on behind it.
 """
 
@@ -20,6 +20,7 @@ from wstunnel.proto.request import Headers, Request, tokens
 
 __all__ = ["HeadReader", "encode_field", "encode_head"]
 
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _CRLF = b"\r\n"
 _END = b"\r\n\r\n"
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -27,6 +28,7 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])\r\n"
 _AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(r"(?:https?|wss?)://([^/?]*)(.*)", re.IGNORECASE)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _FIELD_NAME = re.compile(_TOKEN)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
@@ -72,7 +74,7 @@ class HeadReader:
     def feed(self, data: bytes) -> Request | None:
         """The request once its head is whole, else None: feed more.
 
-        raises  PeerError(400) on a head that is not strict HTTP/1.1 or announces a body; LimitError(431).
+        raises  PeerError(400) on a head that is not strict HTTP/1.1, 501 for an unknown coding; LimitError(431).
                 Nothing may be fed after either, or after the request.
         """
         room = self._limits.max_head_bytes - self._seen_bytes
@@ -146,7 +148,10 @@ class HeadReader:
             raise PeerError(f"a request has one Host field, this one has {len(hosts)}")
         host = hosts[0]
         _check_authority(host)
-        _check_bodiless(headers)
+        body_bytes = _body_bytes(headers)
+        wants_websocket = "websocket" in tokens(headers, "upgrade") and "upgrade" in tokens(headers, "connection")
+        if wants_websocket and body_bytes != 0:
+            raise PeerError("a handshake has no body")
 
         rest = target
         if absolute := _ABSOLUTE.fullmatch(target):
@@ -164,7 +169,8 @@ class HeadReader:
             peer=self._peer,
             local=self._local,
             scheme=self._scheme,
-            wants_websocket="websocket" in tokens(headers, "upgrade") and "upgrade" in tokens(headers, "connection"),
+            wants_websocket=wants_websocket,
+            body_bytes=body_bytes,
         )
 
 
@@ -172,10 +178,10 @@ def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
     """A response head with its closing empty line.
 
     in      headers  in the order in which they are to be sent; Date and framing are the caller's
-    raises  ValueError on an unknown status, a name that is not a token, or a value with a control character
+    raises  ValueError on a name that is not a token, or a value with a control character
     """
     lines = [encode_field(name, value) for name, value in headers]
-    return b"".join((f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n".encode("ascii"), *lines, _CRLF))
+    return b"".join((f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii"), *lines, _CRLF))
 
 
 def encode_field(name: str, value: str) -> bytes:
@@ -219,11 +225,25 @@ def _check_authority(authority: str) -> None:
         raise PeerError(f'"{safe(authority)}" is not a host with an optional port')
 
 
-def _check_bodiless(headers: Headers) -> None:
-    """No route takes a body, and one that is not read is the next request to a smuggler."""
-    for name, value in headers:
-        if name == "transfer-encoding" or (name == "content-length" and value.strip("0")):
-            raise PeerError("a request body is not taken")
+def _body_bytes(headers: Headers) -> int | None:
+    """As `Request.body_bytes`.
+
+    raises  PeerError(400) on what two readers could take in two ways, which is how requests are smuggled: more than
+            one length or coding, or both; PeerError(501) on a coding that is not spoken (RFC 9112 §6.1, §6.3)
+    """
+    codings = [value for name, value in headers if name == "transfer-encoding"]
+    lengths = [value for name, value in headers if name == "content-length"]
+    if len(codings) + len(lengths) > 1:
+        raise PeerError("a body has one Content-Length or one Transfer-Encoding")
+    if codings:
+        if codings[0].lower() != "chunked":
+            raise PeerError(f'Transfer-Encoding "{safe(codings[0])}" is not taken, only chunked', status=501)
+        return None
+    if not lengths:
+        return 0
+    if not _LENGTH.fullmatch(lengths[0]):
+        raise PeerError(f'Content-Length "{safe(lengths[0])}" is no length')
+    return int(lengths[0])
 
 
 def _decode_path(raw: str) -> str:

@@ -20,6 +20,7 @@ class Request:
     host     the authority: the Host field, or that of an absolute-form target
     peer     where it comes from: `127.0.0.1:4711`, `[::1]:4711` or `unix:`
     local    where it came to, written likewise; empty where nobody knows
+    body_bytes  how long its body is: 0, there is none; None: it is chunked, and nobody knows yet
     """
 
     method: str
@@ -32,6 +33,7 @@ class Request:
     local: str = ""
     scheme: str = "http"
     wants_websocket: bool = False
+    body_bytes: int | None = 0
 
     def all(self, name: str) -> list[str]:
         """Every value of a field, in order; `name` in lower case."""

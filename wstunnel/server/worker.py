@@ -150,6 +150,7 @@ class Worker:
             local=local,
             scheme="http",
             limits=self._limits.head,
+            body_limits=self._limits.gateway,
             wheel=self._wheel,
             buffer=self._hub.view,
             on_closed=self._connection_closed,

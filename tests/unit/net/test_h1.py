@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import Run
 from wstunnel.errors import PeerError
-from wstunnel.limits import HeadLimits
+from wstunnel.limits import GatewayLimits, HeadLimits
 from wstunnel.net.h1 import Exchange, H1Connection, Taken
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.http1 import HeadReader, encode_head
@@ -139,6 +139,7 @@ class Server:
             local="127.0.0.1:8",
             scheme="http",
             limits=self.limits,
+            body_limits=GatewayLimits(),
             wheel=self.wheel,
             buffer=self.buffer,
             on_closed=self.closed.append,
@@ -667,7 +668,7 @@ BAD_HEADS = [
     (b"GET / HTTP/1.1\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
     (b"GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", 400),
-    (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", 400),
+    (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\nhello", 400),
     (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
     (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
     (b"GET /" + b"a" * 16384, 431),
@@ -1575,3 +1576,270 @@ def test_drain_closes_an_idle_connection_without_lingering():
     transport = Transport()
     with_transport(transport, lambda connection, _: connection.drain())
     assert transport.calls == ["close"]
+
+
+# --- bodies of requests
+
+
+def post(body: bytes, *fields: bytes, path: bytes = b"/") -> bytes:
+    lines = (b"Host: a", *(fields or (b"Content-Length: %d" % len(body),)))
+    return b"POST %b HTTP/1.1\r\n%b\r\n\r\n%b" % (path, b"\r\n".join(lines), body)
+
+
+CHUNKED = b"Transfer-Encoding: chunked"
+
+
+async def read_all(exchange: Exchange) -> bytes:
+    pieces = []
+    while piece := await exchange.read():
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def echo(exchange: Exchange) -> None:
+    await exchange.respond(200, (), await read_all(exchange))
+
+
+async def say_nothing_of_it(exchange: Exchange) -> None:
+    await exchange.respond(405)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [post(b"hello"), post(b"3\r\nhel\r\n2;a=b\r\nlo\r\n0\r\nTrailer: x\r\n\r\n", CHUNKED)],
+    ids=["by length", "by chunks"],
+)
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_body_is_read_and_the_next_request_behind_it(run: Run, wire, step):
+    async def main() -> None:
+        async with serving(echo) as server, server.client() as client:
+            for at in range(0, len(wire + GET), step):
+                await client.send((wire + GET)[at : at + step])
+                await asyncio.sleep(0)
+            (status, fields, body), (_, _, none) = await client.answers("POST", "GET")
+            assert (status, body, none) == (200, b"hello", b"")
+            assert "connection" not in fields
+            assert len(server.exchanges) == 2
+
+    run(main())
+
+
+def test_a_body_is_not_read_faster_than_it_is_taken(run: Run):
+    """One read is held; the rest waits in the kernel, and then at the client."""
+    size = 8 << 20
+
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def serve(exchange: Exchange) -> None:
+            await go.wait()
+            await exchange.respond(200, (), b"%d" % len(await read_all(exchange)))
+
+        async with serving(serve) as server, server.client() as client:
+            await client.send(post(b"", b"Content-Length: %d" % size))
+            sending = asyncio.ensure_future(client.send(bytes(size)))
+            await until(lambda: server.exchanges and len(server.connections[0]._pending) > 0)
+            for _ in range(50):
+                await asyncio.sleep(0)
+                assert len(server.connections[0]._pending) <= len(server.buffer)
+            assert not sending.done()
+            go.set()
+            await sending
+            assert (await client.answers("POST"))[0][2] == b"%d" % size
+
+    run(main())
+
+
+def test_continue_is_said_when_the_body_is_wanted(run: Run):
+    async def main() -> None:
+        async with serving(echo) as server, server.client() as client:
+            await client.send(post(b"", b"Content-Length: 2", b"Expect: 100-continue"))
+            assert await client.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.got = b""
+            await client.send(b"hi")
+            assert (await client.answers("POST"))[0][2] == b"hi"
+
+    run(main())
+
+
+def test_continue_is_not_said_when_the_body_is_there_or_not_wanted(run: Run):
+    async def main() -> None:
+        async with serving(echo) as server, server.client() as client:
+            await client.send(post(b"hi", b"Content-Length: 2", b"Expect: 100-continue"))
+            assert (await client.answers("POST"))[0][2] == b"hi"
+        async with serving(say_nothing_of_it) as server, server.client() as client:
+            await client.send(post(b"", b"Content-Length: 2", b"Expect: 100-continue"))
+            ((status, fields, _),) = await client.answers("POST")
+            assert (status, fields["connection"]) == (405, "close")
+
+    run(main())
+
+
+def test_a_body_that_nobody_wanted_is_dropped_when_it_is_there(run: Run):
+    async def main() -> None:
+        async with serving(say_nothing_of_it) as server, server.client() as client:
+            await client.send(post(b"hello") + GET)
+            answers = await client.answers("POST", "GET")
+            assert [status for status, _, _ in answers] == [405, 405]
+
+    run(main())
+
+
+@pytest.mark.parametrize("wire", [post(b"hel", b"Content-Length: 5"), post(b"5\r\nhel", CHUNKED)])
+def test_behind_a_body_that_nobody_read_comes_no_request(run: Run, wire):
+    """Its rest would be taken for one."""
+
+    async def main() -> None:
+        async with serving(say_nothing_of_it) as server, server.client() as client:
+            await client.send(wire)
+            ((status, fields, _),) = await client.answers("POST")
+            assert (status, fields["connection"]) == (405, "close")
+            await client.send(b"lo" + GET)
+            client.end()
+            await client.read_to_end()
+            assert len(server.exchanges) == 1
+
+    run(main())
+
+
+def test_a_malformed_chunk_is_refused_and_nothing_read_behind_it(run: Run):
+    async def main() -> None:
+        async with serving(echo) as server, server.client() as client:
+            await client.send(post(b"3\r\nabcd\r\n" + GET, CHUNKED))
+            ((status, fields, _),) = await client.answers("POST")
+            assert (status, fields["connection"]) == (400, "close")
+            await client.read_to_end()
+            assert len(server.exchanges) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("wire", [post(b"hel", b"Content-Length: 5"), post(b"5\r\nhel", CHUNKED)])
+def test_a_client_that_ends_within_its_body_is_told_so(run: Run, wire):
+    async def main() -> None:
+        async with serving(echo) as server, server.client() as client:
+            await client.send(wire)
+            client.end()
+            assert (await client.answers("POST"))[0][0] == 400
+
+    run(main())
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever(run: Run):
+    async def main() -> None:
+        async with serving(echo, replace(LIMITS, body_stall_s=SHORT_S)) as server, server.client() as client:
+            await client.send(post(b"hel", b"Content-Length: 5"))
+            ((status, _, body),) = await client.answers("POST")
+            assert (status, body) == (408, b"no byte of the body within 0.2 s\n")
+            await client.read_to_end()
+
+    run(main())
+
+
+def test_a_client_that_leaves_within_its_body_cancels(run: Run):
+    async def main() -> None:
+        ended: list[type[BaseException]] = []
+
+        async def serve(exchange: Exchange) -> None:
+            try:
+                await read_all(exchange)
+            except BaseException as error:
+                ended.append(type(error))
+                raise
+
+        async with serving(serve) as server, server.client() as client:
+            await client.send(post(b"hel", b"Content-Length: 5"))
+            await until(lambda: server.exchanges)
+            client.reset()
+            await until(lambda: ended)
+            assert ended == [asyncio.CancelledError]
+
+    run(main())
+
+
+def test_body_and_answer_may_go_on_at_the_same_time(run: Run):
+    async def main() -> None:
+        async def serve(exchange: Exchange) -> None:
+            await exchange.start(200, (), None)
+            while piece := await exchange.read():
+                await exchange.write(piece)
+            await exchange.finish()
+
+        async with serving(serve) as server, server.client() as client:
+            await client.send(post(b"", CHUNKED))
+            await client.read_until(b"\r\n\r\n")
+            for word in (b"one", b"two"):
+                await client.send(b"3\r\n" + word + b"\r\n")
+                await client.read_until(word)
+            await client.send(b"0\r\n\r\n")
+            ((_, fields, body),) = await client.answers("POST")
+            assert (body, fields["connection"]) == (b"onetwo", "close")  # when the head was sent, more was to come
+
+    run(main())
+
+
+# --- answers of unknown length
+
+
+@pytest.mark.parametrize("pieces", [[], [b""], [b"a", b"", b"b" * 70_000]])
+def test_an_answer_of_unknown_length_is_chunked(run: Run, pieces):
+    async def serve(exchange: Exchange) -> None:
+        await exchange.start(200, (), None)
+        for piece in pieces:
+            await exchange.write(piece)
+        await exchange.finish()
+
+    async def main() -> None:
+        async with serving(serve) as server, server.client() as client:
+            await client.send(GET + GET)
+            for _, fields, body in await client.answers("GET", "GET"):
+                assert body == b"".join(pieces)
+                assert fields["transfer-encoding"] == "chunked"
+                assert "content-length" not in fields
+
+    run(main())
+
+
+@pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304)])
+def test_where_there_is_no_body_none_is_sent(run: Run, method, status):
+    async def serve(exchange: Exchange) -> None:
+        await exchange.start(status, (), None)
+        await exchange.write(b"never")
+        await exchange.finish()
+
+    async def main() -> None:
+        async with serving(serve) as server, server.client() as client:
+            await client.send(GET.replace(b"GET", method.encode()) * 2)
+            for found, fields, body in await client.answers(method, method):
+                assert (found, body) == (status, b"")
+                assert ("transfer-encoding" in fields) == (status == 200)
+
+    run(main())
+
+
+def test_an_answer_of_unknown_length_that_breaks_off_can_be_told(run: Run):
+    async def serve(exchange: Exchange) -> None:
+        await exchange.start(200, (), None)
+        await exchange.write(b"abc")
+        raise PeerError("broken")
+
+    async def main() -> None:
+        async with serving(serve) as server, server.client() as client:
+            await client.send(GET)
+            with pytest.raises((ConnectionResetError, AssertionError)):
+                await client.read_until(b"0\r\n\r\n")
+            assert client.got.endswith((b"abc\r\n", b"\r\n\r\n")) or not client.got
+
+    run(main())
+
+
+def test_a_status_that_nobody_knows_is_sent_without_a_phrase(run: Run):
+    async def serve(exchange: Exchange) -> None:
+        await exchange.respond(299)
+
+    async def main() -> None:
+        async with serving(serve) as server, server.client() as client:
+            await client.send(GET)
+            assert (await client.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 299 \r\n")
+
+    run(main())
