@@ -34,8 +34,9 @@ cdef class Hub:
     cdef readonly object view           # memoryview of the read buffer behind the headroom
     cdef bytearray store                # owns the bytes that `base` points into; never resized
     cdef uint8_t* base                  # first byte behind the headroom
-    cdef size_t read_bytes              # size of one read
-    cdef size_t turn_bytes
+    cdef size_t read_bytes              # size of one read, and the most that a leg is left with
+    cdef size_t bulk_bytes              # of one read while its receiver has room
+    cdef size_t turn_bytes              # of a transport
     cdef double look_s
     cdef int epoll_fd                   # -1: closed
     cdef list seats                     # by descriptor: its Stream, or None
@@ -68,6 +69,7 @@ cdef class Stream:
     cdef int want(self, uint32_t events) except -1
     cdef int put(self, const uint8_t* p, size_t n) except -1
     cdef int pour(self) noexcept
+    cdef size_t room(self) noexcept
     cdef int forget_queue(self) noexcept
 
 

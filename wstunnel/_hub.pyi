@@ -36,6 +36,7 @@ class Hub:
         wheel: _Wheel,
         *,
         read_bytes: int,
+        bulk_bytes: int,
         turn_bytes: int,
         look_s: float,
         counters: Buffer | None = None,

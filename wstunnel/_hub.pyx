@@ -24,10 +24,14 @@ from posix.unistd cimport close as close_fd
 import os
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_MEMINFO
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t recv(int fd, void* p, size_t n, int flags)
     int shutdown(int fd, int how)
+    int getsockopt(int fd, int level, int name, void* value, unsigned* length)
+
+cdef extern from "<linux/sock_diag.h>" nogil:
+    enum: SK_MEMINFO_WMEM_ALLOC, SK_MEMINFO_SNDBUF, SK_MEMINFO_WMEM_QUEUED, SK_MEMINFO_VARS
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLERR, EPOLLHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
@@ -55,18 +59,21 @@ cdef class Hub:
 
     in      loop        the running asyncio or uvloop loop
             wheel       net.wheel.TimerWheel
-            read_bytes  size of one read; turn_bytes: of one turn
+            read_bytes  size of one read, and so the most that a leg is left with
+            bulk_bytes  size of one read of a stream, while its receiver has room for what is over read_bytes
+            turn_bytes  what a transport may read before the others have their turn; a socket of the hub is read once
             look_s      how often an ending tunnel is looked at, at least
             counters    writable, 4 signed 64-bit words that all tunnels count in: bytes in, bytes out, messages in,
                         messages out; held for as long as the hub lives. None: nobody reads them
     raises  ValueError when the counters are not of that shape; BufferError when they cannot be written
-    bound   one buffer of read_bytes + headroom, one descriptor, whatever the number of sockets
+    bound   one buffer of bulk_bytes + headroom, one descriptor, whatever the number of sockets
     """
 
     def __cinit__(self):
         self.epoll_fd = -1
 
-    def __init__(self, loop, wheel, *, size_t read_bytes, size_t turn_bytes, double look_s, counters=None):
+    def __init__(self, loop, wheel, *, size_t read_bytes, size_t bulk_bytes, size_t turn_bytes, double look_s,
+                 counters=None):
         self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
         if self.counters.shape[0] != COUNTERS:
             raise ValueError(f"{COUNTERS} counters are wanted, not {self.counters.shape[0]}")
@@ -74,10 +81,11 @@ cdef class Hub:
         self.loop = loop
         self.wheel = wheel
         self.now_s = wheel.now_s
-        self.store = bytearray(HEADROOM + read_bytes)
-        self.view = memoryview(self.store)[HEADROOM:]
+        self.store = bytearray(HEADROOM + bulk_bytes)
+        self.view = memoryview(self.store)[HEADROOM:HEADROOM + read_bytes]
         self.base = <uint8_t*>PyByteArray_AS_STRING(self.store) + HEADROOM
         self.read_bytes = read_bytes
+        self.bulk_bytes = bulk_bytes
         self.turn_bytes = turn_bytes
         self.look_s = look_s
         self.seats = []
@@ -252,6 +260,16 @@ cdef class Stream:
         if self.queue_bytes == 0:
             self.forget_queue()
         return 0
+
+    cdef size_t room(self) noexcept:
+        """Bytes that the kernel would still take, its own overhead included; 0 where it does not say."""
+        cdef uint32_t memory[SK_MEMINFO_VARS]
+        cdef unsigned length = sizeof(memory)
+        cdef uint32_t used
+        if self.queue_bytes or getsockopt(self.fd, SOL_SOCKET, SO_MEMINFO, memory, &length) < 0:
+            return 0
+        used = max(memory[SK_MEMINFO_WMEM_ALLOC], memory[SK_MEMINFO_WMEM_QUEUED])  # UNIX counts in one, TCP in the other
+        return memory[SK_MEMINFO_SNDBUF] - min(used, memory[SK_MEMINFO_SNDBUF])
 
     cdef int forget_queue(self) noexcept:
         free(self.queue)

@@ -50,6 +50,7 @@ cdef class Leg(Stream):
     cdef uint64_t seen_sent             # bytes sent and unacknowledged at the last look: is the peer taking anything?
     cdef int seen_unacked
     cdef bint is_own                    # the descriptor is the leg's: the hub reads it, and the leg closes it
+    cdef uint8_t stream                 # reads to come that may be large, since one was full lately
     cdef bint is_read_ended             # EOF or error: nothing more will be read
     cdef bint is_write_dead             # the peer takes nothing more (EPIPE, reset): what is pushed is dropped
     cdef bint is_reset                  # the peer went away with an error, not with an EOF
@@ -60,6 +61,7 @@ cdef class Leg(Stream):
     cdef int take(self, size_t n) except -1
     cdef int leave(self) except -1
     cdef int read(self) except -1
+    cdef size_t next_read(self) except? 0
     cdef int read_end(self) except -1
     cdef int read_failed(self) except -1
     cdef int rearm(self) except -1

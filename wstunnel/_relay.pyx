@@ -77,6 +77,8 @@ cdef enum:
     CODE_INTERNAL = 1011
     LOOKS_PER_TIMEOUT = 4       # how often a long timeout is looked at before it is up
     LEAVE_PARTS = 4             # of the time to leave: at most one for the client's answer, one for the backend's end
+    ROOM_SPARE = 8              # one part in so many, for what the kernel adds to each buffer
+    STREAM_READS = 2            # after a full one: the rest of a large message, and the next message
     DISCARD_BYTES = 16384       # thrown away per call
     UTF8_LEAD = 0xC0            # RFC 3629: 11xxxxxx starts a character of several bytes
     UTF8_CONTINUATION = 0x80    # 10xxxxxx
@@ -147,24 +149,29 @@ cdef class Leg(Stream):
         return 0 if relay is None else relay.broke()
 
     cdef int read(self) except -1:  # hot
-        """Read until nothing is left or the turn is over; then the hub comes back."""
+        """Read once; if something is left, the hub says so when the others had their turn."""
         cdef Hub hub = self.hub
-        cdef size_t left = hub.turn_bytes
-        cdef ssize_t n
-        while self.wanted & EPOLLIN:
-            n = recv(self.fd, hub.base, hub.read_bytes, MSG_DONTWAIT)
-            if n > 0:
-                self.take(<size_t>n)
-                if <size_t>n < hub.read_bytes or <size_t>n >= left:
-                    return 0
-                left -= <size_t>n
-            elif n == 0:
-                return self.read_end()
-            elif errno == EAGAIN:
-                return 0
-            elif errno != EINTR:
-                return self.read_failed()
+        cdef ssize_t n = recv(self.fd, hub.base, self.next_read() if self.stream else hub.read_bytes, MSG_DONTWAIT)
+        if n > 0:
+            if <size_t>n >= hub.read_bytes:
+                self.stream = STREAM_READS
+            elif self.stream:
+                self.stream -= 1
+            return self.take(<size_t>n)
+        if n == 0:
+            return self.read_end()
+        if errno != EAGAIN and errno != EINTR:
+            return self.read_failed()
         return 0
+
+    cdef size_t next_read(self) except? 0:
+        """How much of a stream to read at once: more where the other leg takes so much of it that no more than usual
+        is left over."""
+        cdef Hub hub = self.hub
+        cdef Relay relay = self.relay
+        cdef Leg other = relay.backend if self is relay.client else relay.client
+        cdef size_t over = hub.bulk_bytes - hub.read_bytes
+        return hub.bulk_bytes if other.room() >= over + over // ROOM_SPARE else hub.read_bytes
 
     cdef int read_end(self) except -1:
         """The peer says no more."""

@@ -73,10 +73,13 @@ class HeadLimits:
 class RelayLimits:
     """What one tunnel may hold. Sizes that the compiled code also needs stand in `_relay.pxd`."""
 
-    read_bytes: int = 64 * 1024
-    """One read, and so the most that is ever held per direction."""
+    read_bytes: int = 48 * 1024
+    """One read, and so the most that is ever held per direction: 64 KiB with all else that a tunnel has."""
+    bulk_bytes: int = 128 * 1024
+    """One read of a stream while its receiver's kernel has room for it: half the calls, and nothing more is held."""
     turn_bytes: int = 256 * 1024
-    """The most that one leg may move per wake-up before the others have their turn."""
+    """The most that one transport may read per wake-up before the others have their turn; what the hub reads itself has
+    one read."""
     tick_s: float = 0.1
     """Grain of the timer wheel: no timeout is more exact than this."""
     closes_per_s: float = 400.0

@@ -16,6 +16,7 @@ from wstunnel._hub import Hub, PlainTransport
 from wstunnel.net.wheel import TimerWheel
 
 READ_BYTES = 4096
+SIZES = {"read_bytes": READ_BYTES, "bulk_bytes": 2 * READ_BYTES, "turn_bytes": 4 * READ_BYTES}
 
 
 @pytest.fixture(params=list(LOOPS))
@@ -68,7 +69,7 @@ class Bench:
     async def __aenter__(self) -> Bench:
         self._fds = _descriptors()
         loop = asyncio.get_running_loop()
-        self.hub = Hub(loop, TimerWheel(0.1, 0.0), read_bytes=READ_BYTES, turn_bytes=4 * READ_BYTES, look_s=0.5)
+        self.hub = Hub(loop, TimerWheel(0.1, 0.0), **SIZES, look_s=0.5)
         self._opened: list[PlainTransport | socket.socket] = []
         self.faults: list[dict[str, Any]] = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))

@@ -36,7 +36,7 @@ def test_what_the_issue_promises_about_heads():
 
 
 def test_one_read_is_held_per_direction():
-    assert LIMITS.relay.read_bytes == 64 * 1024
+    assert LIMITS.relay.read_bytes < 64 * 1024 <= LIMITS.relay.bulk_bytes
 
 
 def test_a_stop_kills_after_five_seconds_and_gives_tunnels_ten():

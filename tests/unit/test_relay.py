@@ -121,6 +121,7 @@ class Bench:
     """`async with Bench(...) as bench`: one open relay; `bench.client` and `bench.backend` are its peers.
 
     in      client, backend  how their pairs are made
+            bulk_bytes       0: as read_bytes
             narrow           SO_SNDBUF of both of the relay's ends, so that queues form early
             is_joined        False: stop before `join`, as while the backend's transport is being made
             counters         the Hub's
@@ -135,6 +136,7 @@ class Bench:
         backend: Callable[[], tuple[socket.socket, socket.socket]] = unix_pair,
         narrow: int | None = None,
         read_bytes: int = READ_BYTES,
+        bulk_bytes: int = 0,
         turn_bytes: int = TURN_BYTES,
         is_binary: bool = False,
         is_joined: bool = True,
@@ -144,7 +146,7 @@ class Bench:
     ) -> None:
         self._pairs = client, backend
         self._narrow = narrow
-        self._sizes = read_bytes, turn_bytes
+        self._sizes = {"read_bytes": read_bytes, "bulk_bytes": bulk_bytes or read_bytes, "turn_bytes": turn_bytes}
         self._is_joined = is_joined
         self._counters = counters
         self._policy = Policy(is_binary=is_binary, close_timeout_s=close_timeout_s, **(OFF | policy))
@@ -153,12 +155,10 @@ class Bench:
         self._fds = _descriptors()
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(TICK_S, 1000.0)
-        read_bytes, turn_bytes = self._sizes
         self.hub = Hub(
             self.loop,
             self.wheel,
-            read_bytes=read_bytes,
-            turn_bytes=turn_bytes,
+            **self._sizes,
             look_s=LOOK_S,
             counters=self._counters,
         )
@@ -2088,10 +2088,74 @@ def test_a_turn_that_ends_while_the_other_side_is_full_does_not_read_on(run: Run
     run(check())
 
 
+# --- how much is read at once
+
+_HUB_STEPS = [step for step in STEPS if step[1] == "hub"]
+
+
+@pytest.mark.parametrize("run", _HUB_STEPS, ids="-".join, indirect=True)
+def test_a_stream_is_read_in_larger_pieces_while_its_receiver_has_room(run: Run):
+    """Every read of the backend becomes a frame, so frames show how much was read."""
+
+    async def check() -> None:
+        async with Bench(read_bytes=4096, bulk_bytes=64 * 1024, is_binary=True) as bench:
+            said = random.Random(7).randbytes(128 * 1024)
+            await bench.backend.send(said)
+
+            frames = await _frames(bench, len(said))
+
+            assert len(frames[0]) == 4096
+            assert max(map(len, frames)) == 64 * 1024
+            assert b"".join(frames) == said
+
+    run(check())
+
+
+@pytest.mark.parametrize("run", _HUB_STEPS, ids="-".join, indirect=True)
+def test_a_stream_is_read_in_small_pieces_when_its_receiver_has_no_room(run: Run):
+    """Or more than one usual read would wait for a slow peer."""
+
+    async def check() -> None:
+        async with Bench(narrow=16 * 1024, read_bytes=4096, bulk_bytes=64 * 1024, is_binary=True) as bench:
+            bench.backend.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            said = random.Random(8).randbytes(128 * 1024)
+            talking = asyncio.ensure_future(bench.backend.send(said))
+
+            frames = await _frames(bench, len(said))
+
+            await talking
+            assert max(map(len, frames)) == 4096
+            assert b"".join(frames) == said
+
+    run(check())
+
+
+@pytest.mark.parametrize("run", _HUB_STEPS, ids="-".join, indirect=True)
+def test_the_end_of_a_large_message_does_not_make_the_next_one_come_in_small_pieces(run: Run):
+    async def check() -> None:
+        async with Bench(read_bytes=4096, bulk_bytes=64 * 1024, is_binary=True) as bench:
+            await bench.backend.send(bytes(6000))
+            assert list(map(len, await _frames(bench, 6000))) == [4096, 6000 - 4096]
+
+            await bench.backend.send(bytes(6000))
+
+            assert list(map(len, await _frames(bench, 6000))) == [6000]
+
+    run(check())
+
+
+async def _frames(bench: Bench, size: int) -> list[bytes]:
+    """The payloads of the client's next frames, `size` bytes in all."""
+    found: list[bytes] = []
+    while sum(map(len, found)) < size:
+        found.append(bytes((await bench.client.frame()).data))
+    return found
+
+
 # --- the hub
 
 
-@pytest.mark.parametrize("run", [step for step in STEPS if step[1] == "hub"], ids="-".join, indirect=True)
+@pytest.mark.parametrize("run", _HUB_STEPS, ids="-".join, indirect=True)
 def test_a_fault_in_one_tunnel_is_told_to_the_loop_and_ends_it_with_1011(run: Run):
     def fail() -> int:
         raise ZeroDivisionError
@@ -2180,7 +2244,15 @@ def test_counters_that_cannot_be_counted_in_are_refused(run: Run, counters):
         wheel = TimerWheel(TICK_S, 0.0)
         loop = asyncio.get_running_loop()
         with pytest.raises((ValueError, BufferError)):
-            Hub(loop, wheel, read_bytes=READ_BYTES, turn_bytes=TURN_BYTES, look_s=LOOK_S, counters=counters).close()
+            Hub(
+                loop,
+                wheel,
+                read_bytes=READ_BYTES,
+                bulk_bytes=READ_BYTES,
+                turn_bytes=TURN_BYTES,
+                look_s=LOOK_S,
+                counters=counters,
+            ).close()
         assert len(wheel) == 0
 
     run(check())

@@ -57,6 +57,7 @@ class Worker:
             self._loop,
             self._wheel,
             read_bytes=limits.relay.read_bytes,
+            bulk_bytes=limits.relay.bulk_bytes,
             turn_bytes=limits.relay.turn_bytes,
             look_s=limits.relay.look_s,
             counters=row[WorkerColumn.BYTES_IN : WorkerColumn.MESSAGES_OUT + 1],

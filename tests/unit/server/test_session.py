@@ -85,7 +85,9 @@ class Stand:
         self.client, self.backend = Client(far_client), Wire(far_backend)
         if self._error is not None:
             loop = FailingLoop(loop, self._error)
-        self._hub = Hub(loop, TimerWheel(0.1, loop.time()), read_bytes=1 << 16, turn_bytes=1 << 18, look_s=0.5)
+        self._hub = Hub(
+            loop, TimerWheel(0.1, loop.time()), read_bytes=1 << 16, bulk_bytes=1 << 17, turn_bytes=1 << 18, look_s=0.5
+        )
         self.lease = Claim()
         self.over: list[Session] = []
         self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
