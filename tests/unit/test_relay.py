@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
+import os
 import random
 import re
 import select
@@ -2176,6 +2177,49 @@ def test_a_fault_in_one_tunnel_is_told_to_the_loop_and_ends_it_with_1011(run: Ru
             assert isinstance(fault["exception"], ZeroDivisionError)
 
     run(check())
+
+
+@pytest.mark.parametrize("run", _HUB_STEPS, ids="-".join, indirect=True)
+def test_who_gets_the_descriptor_of_a_leg_that_the_other_leg_has_closed_does_not_get_its_events(run: Run):
+    """Both legs are ready in one wake; the backend's, served first, ends the tunnel."""
+
+    async def check() -> None:
+        async with Bench() as bench:
+            number = bench.client_socket.fileno()
+            newcomers: list[PlainTransport] = []
+            near, far = unix_pair()
+            heard: list[int] = []
+
+            def end() -> int:
+                bench.relay.abort(GOING_AWAY)
+                os.dup2(near.fileno(), number)
+                far.send(b"mine")
+                newcomers.append(PlainTransport(bench.hub, number, _Newcomer(heard)))
+                return NORMAL
+
+            bench.session.backend_ended = end
+            bench.backend.close()
+            bench.client.sock.send(frame(BINARY, b"yours"))
+
+            bench.hub.wake()
+
+            (newcomer,) = newcomers
+            assert heard == []
+            await eventually(lambda: heard == [4], "the newcomer's own bytes")
+            newcomer.abort()
+            await turns(3)
+            near.close()
+            far.close()
+
+    run(check())
+
+
+class _Newcomer(_Head):
+    def __init__(self, heard: list[int]) -> None:
+        self._heard = heard
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._heard.append(nbytes)
 
 
 def test_one_hub_flushes_many_legs_and_watches_none_of_them_afterwards(run: Run):
