@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "AcceptLimits",
+    "ConfLimits",
     "FileLimits",
     "GatewayLimits",
     "HeadLimits",
@@ -232,6 +233,25 @@ class LogLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ConfLimits:
+    """What a lighttpd.conf may cost, its includes included."""
+
+    max_nesting: int = 32
+    """Brackets and blocks inside each other."""
+    max_number: int = 2**63 - 1
+    max_include_depth: int = 16
+    max_files: int = 256
+    max_bytes: int = 4 * 1024 * 1024
+    """All files together."""
+    max_value_bytes: int = 16 * 1024 * 1024
+    """All values that + and += make, together: a line may double what the line above has made."""
+    max_blocks: int = 512
+    """Conditional blocks."""
+    max_cells: int = 256
+    """Combinations of conditions that are told apart for one module."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OptionLimits:
     """What an operator may write: far beyond any use, near enough to catch a slip of the hand."""
 
@@ -257,3 +277,4 @@ class Limits:
     gateway: GatewayLimits = field(default_factory=GatewayLimits)
     log: LogLimits = field(default_factory=LogLimits)
     option: OptionLimits = field(default_factory=OptionLimits)
+    conf: ConfLimits = field(default_factory=ConfLimits)

@@ -131,6 +131,7 @@ def test_the_metadata_says_what_this_is(built):
     assert metadata["License-Expression"] == "MIT"
     assert sorted(need.split(">")[0].split("<")[0] for need in metadata.get_all("Requires-Dist")) == [
         "httptools",
+        "lark",
         "uvloop",
     ]
 

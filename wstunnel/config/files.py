@@ -1,4 +1,4 @@
-"""Paths that an operator wrote: made absolute, and those looked at that have to be there already."""
+"""Files and paths that an operator wrote: read, made absolute, and those looked at that have to be there already."""
 
 from __future__ import annotations
 
@@ -8,10 +8,35 @@ import stat
 
 from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.options import shown
+from wstunnel.errors import ConfigError
+from wstunnel.limits import OptionLimits
 from wstunnel.settings import UnixAddress
 from wstunnel.supervise.spawn import CHILD_PATH
 
-__all__ = ["make_absolute"]
+__all__ = ["make_absolute", "text_of"]
+
+
+def text_of(path: str) -> str:
+    """What a configuration file says.
+
+    raises  ConfigError
+    bound   OptionLimits.max_file_bytes
+    """
+    bound = OptionLimits().max_file_bytes
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(bound + 1)
+    except OSError as bad:
+        raise ConfigError((f"{path}: cannot be read: {(bad.strerror or 'unknown error').lower()}",)) from None
+    except ValueError:  # a NUL in the name
+        raise ConfigError((f"{shown(path)}: is not a file name",)) from None
+    if len(raw) > bound:
+        raise ConfigError((f"{path}: has more than {bound} bytes",))
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as bad:
+        line = raw.count(b"\n", 0, bad.start) + 1
+        raise ConfigError((f"{path}:{line}: is not UTF-8",)) from None
 
 
 def make_absolute(draft: Draft, problems: Problems) -> None:

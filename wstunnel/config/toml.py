@@ -9,12 +9,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from wstunnel.config.drafts import Draft, Place, Problems
+from wstunnel.config.files import text_of
 from wstunnel.config.lines import KeyPath, key_lines
 from wstunnel.config.names import nearest
 from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, OptionError, shown
 from wstunnel.config.rules import Settled, settle
 from wstunnel.errors import ConfigError
-from wstunnel.limits import OptionLimits
 from wstunnel.settings import Settings
 
 __all__ = ["load", "read", "read_top"]
@@ -34,7 +34,7 @@ def load(path: str) -> Settings:
 
 def read(path: str, over: Draft | None = None) -> Settled:
     """What `load` gives, with its warnings; the values of `over` (the command line) win over those of the file."""
-    text = _text_of(path)
+    text = text_of(path)
     file = _File(path, text, _tables_of(path, text))
     problems = Problems()
     server = file.server(problems)
@@ -51,28 +51,10 @@ def read_top(path: str, fields: Collection[str], problems: Problems) -> Draft:
 
     raises  ConfigError when it cannot be read or is not TOML
     """
-    text = _text_of(path)
+    text = text_of(path)
     file = _File(path, text, _tables_of(path, text))
     names = [option.name for option in SERVER_OPTIONS.values() if option.field in fields]
     return file.draft({name: file.top[name] for name in names if name in file.top}, (), problems)
-
-
-def _text_of(path: str) -> str:
-    bound = OptionLimits().max_file_bytes
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(bound + 1)
-    except OSError as bad:
-        raise ConfigError((f"{path}: cannot be read: {(bad.strerror or 'unknown error').lower()}",)) from None
-    except ValueError:  # a NUL in the name
-        raise ConfigError((f"{shown(path)}: is not a file name",)) from None
-    if len(raw) > bound:
-        raise ConfigError((f"{path}: has more than {bound} bytes",))
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as bad:
-        line = raw.count(b"\n", 0, bad.start) + 1
-        raise ConfigError((f"{path}:{line}: is not UTF-8",)) from None
 
 
 def _tables_of(path: str, text: str) -> dict[str, Any]:
