@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         match command:
             case None:
                 return _run(words, _interpreter(len(words)) if argv is None else (sys.executable, "-m", "wstunnel"))
-            case "check":
+            case "check" | "convert":
                 if STATE_VARIABLE in os.environ:  # a running one asks whether it may become us
                     inherited_state(os.environ[STATE_VARIABLE])
                 return _check(settings_of(said, strangers))

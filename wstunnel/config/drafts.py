@@ -43,7 +43,8 @@ class Problems:
 
 
 def _in_order(found: list[tuple[Place, str]]) -> tuple[str, ...]:
-    return tuple(f"{place.text}: {text}" for place, text in sorted(found, key=lambda entry: entry[0].line))
+    in_order = sorted(found, key=lambda entry: entry[0].line)
+    return tuple(dict.fromkeys(f"{place.text}: {text}" for place, text in in_order))  # routes may share a line
 
 
 @dataclass(slots=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NoReturn, get_args
 
 from wstunnel.config import toml
 from wstunnel.config.drafts import Draft, Place, Problems
+from wstunnel.config.lighttpd import convert as lighttpd
 from wstunnel.config.names import nearest
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option, OptionError, shown
 from wstunnel.config.rules import Settled, settle, settle_server
@@ -17,11 +19,14 @@ from wstunnel.settings import OptionGroup, Settings
 
 __all__ = ["COMMANDS", "asked_of_running", "flag_parser", "settings_of"]
 
-COMMANDS = ("check", "status", "reload", "drain", "stop")
-"""What may stand before the flags; all but `check` speak to a wstunnel that runs."""
+_CONVERT = "convert"
+COMMANDS = ("check", _CONVERT, "status", "reload", "drain", "stop")
+"""What may stand before the flags; all but `check` and `convert` speak to a wstunnel that runs."""
 
 _USAGE = """wstunnel [flags]          run until SIGINT or SIGTERM
        wstunnel check [flags]    print the effective settings, or all that is wrong with them
+       wstunnel convert FILE [flags]
+                                 print a lighttpd.conf as wstunnel.toml
 
    of the one that runs, found by the same flags, by --control or by -f:
        wstunnel status [--json] [--watch] [flags]
@@ -98,11 +103,14 @@ def flag_parser(command: str | None = None) -> argparse.ArgumentParser:
         dest="file",
         metavar="FILE",
         action="append",
-        help="settings and any number of routes in TOML; listening, document root and logging flags win over it",
+        help="settings and any number of routes in TOML, or a lighttpd.conf if the name ends with .conf; listening, "
+        "document root and logging flags win over it",
     )
     other = parser.add_argument_group("other")
     other.add_argument("-h", "--help", action="store_true", help="print this and exit")
     other.add_argument("--version", action="store_true", help="print the version and exit")
+    if command == _CONVERT:
+        parser.add_argument("conf", metavar="FILE", nargs="?", help=argparse.SUPPRESS)
     if command == _STATUS:
         status = parser.add_argument_group(_STATUS)
         status.add_argument("--json", action="store_true", help="for machines: one line of JSON")
@@ -131,10 +139,15 @@ def settings_of(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Sett
     files: list[str] = said.file or []
     if len(files) > 1:
         problems.add(Place(0, "-f"), "given more than once")
+    if "conf" in said:
+        if said.conf is None or files:
+            raise ConfigError(("convert takes the name of a lighttpd.conf, without -f",))
+        files = [said.conf]
     if files:
         if route_flags:
             problems.add(Place(0, ", ".join(route_flags)), f"cannot stand beside -f; routes are in {files[0]}")
-        return _with_file(files[0], server, problems)
+        read = lighttpd.read if "conf" in said or lighttpd.is_lighttpd_conf(files[0]) else toml.read
+        return _with_file(partial(read, files[0]), server, problems)
     if not route_flags and not server.has("document_root"):
         problems.add(Place(0, "nothing to serve"), _NOTHING_TO_SERVE)
     return settle([server], [route] if route_flags else [], problems)
@@ -153,11 +166,16 @@ def asked_of_running(said: argparse.Namespace, strangers: Sequence[str] = ()) ->
         said, {name: option for name, option in SERVER_OPTIONS.items() if option.field in _FINDING}, problems
     )
     files: list[str] = said.file or []
-    drafts = [toml.read_top(path, _FINDING, problems) for path in files[:1]]
+    drafts = [
+        lighttpd.read_top(path, _FINDING)
+        if lighttpd.is_lighttpd_conf(path)
+        else toml.read_top(path, _FINDING, problems)
+        for path in files[:1]
+    ]
     return settle_server([*drafts, flags], problems)
 
 
-def _with_file(path: str, server: Draft, problems: Problems) -> Settled:
+def _with_file(read: Callable[[Draft], Settled], server: Draft, problems: Problems) -> Settled:
     """Settings of a file under the flags' own, with the problems of both."""
     mine: tuple[str, ...] = ()
     try:
@@ -165,7 +183,7 @@ def _with_file(path: str, server: Draft, problems: Problems) -> Settled:
     except ConfigError as bad:
         mine = bad.problems
     try:
-        settled = toml.read(path, server)
+        settled = read(server)
     except ConfigError as bad:
         raise ConfigError(mine + bad.problems) from None
     if mine:

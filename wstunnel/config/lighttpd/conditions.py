@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from wstunnel.settings import Condition, ConditionField
 
-__all__ = ["Cell", "Claim", "as_condition", "negated", "simplified", "split"]
+__all__ = ["Cell", "Claim", "as_condition", "decided", "negated", "simplified", "split"]
 
 _REGEX_SIGNS = frozenset("\\^$.|?*+()[]{}")
 
@@ -69,25 +69,25 @@ class Cell:
     claims: tuple[Claim, ...] = ()
     blocks: tuple[int, ...] = field(default=())
 
-    def _with(self, claims: tuple[Claim, ...], block: int | None) -> Cell | None:
+    def within(self, claims: tuple[Claim, ...], block: int | None) -> Cell | None:
         """The part of it in which further claims are true; None: there is no such part."""
         mine = list(self.claims)
         for claim in claims:
-            known = [_decided(other, claim) for other in mine]
+            known = [decided(other, claim) for other in mine]
             if False in known:
                 return None
             if True not in known:
-                mine = [other for other in mine if _decided(claim, other) is not True]
+                mine = [other for other in mine if decided(claim, other) is not True]
                 mine.append(claim)
         return Cell(tuple(mine), self.blocks if block is None else (*self.blocks, block))
 
     def divided(self, number: int, when: tuple[Claim, ...]) -> Iterator[Cell]:
         """Its parts with and without a block that holds when all of `when` is true."""
-        inside = self._with(when, number)
+        inside = self.within(when, number)
         if inside is not None:
             yield inside
         for length, claim in enumerate(when):
-            outside = self._with((*when[:length], negated(claim)), None)
+            outside = self.within((*when[:length], negated(claim)), None)
             if outside is not None:
                 yield outside
 
@@ -105,7 +105,7 @@ def split(blocks: list[tuple[int, tuple[Claim, ...]]], most: int) -> list[Cell] 
     return cells
 
 
-def _decided(known: Claim, asked: Claim) -> bool | None:
+def decided(known: Claim, asked: Claim) -> bool | None:
     """Is `asked` true where `known` is? None: it may be or not."""
     if known.field != asked.field:
         return None

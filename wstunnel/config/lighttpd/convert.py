@@ -1,0 +1,250 @@
+"""A lighttpd.conf -> Settings, and everything that is done otherwise than by lighttpd, or not at all, as a warning."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+
+from wstunnel.config.drafts import Draft, Place, Problems
+from wstunnel.config.lighttpd.conditions import Claim
+from wstunnel.config.lighttpd.draft import Filling, at
+from wstunnel.config.lighttpd.evaluate import Block, Setting, evaluate
+from wstunnel.config.lighttpd.known import FEATURES_LEFT, MODULE_OF, MODULES, OPTIONS, left
+from wstunnel.config.lighttpd.known import SERVER_OPTIONS as OF_SERVER
+from wstunnel.config.lighttpd.listeners import address_of
+from wstunnel.config.lighttpd.reading import entries, number, switch, text, texts
+from wstunnel.config.lighttpd.routes import Maker
+from wstunnel.config.names import nearest
+from wstunnel.config.options import SERVER_OPTIONS, OptionError, shown
+from wstunnel.config.rules import Settled, settle
+from wstunnel.settings import Address, Settings
+
+__all__ = ["is_lighttpd_conf", "load", "read", "read_top"]
+
+_ENDING = ".conf"
+_DEFAULT_PORT = 80
+_GRACE = "server.graceful-shutdown-timeout"
+
+
+def is_lighttpd_conf(path: str) -> bool:
+    """Whether -f means a lighttpd.conf: by the end of its name, which wstunnel.toml has not."""
+    return path.endswith(_ENDING)
+
+
+def load(path: str) -> Settings:
+    """The settings in a file. Relative paths in it start from the current folder, as in lighttpd.
+
+    raises  ConfigError with every problem as `lighttpd.conf:12: server.port: needs ...`
+    """
+    return read(path).settings
+
+
+def read(path: str, over: Draft | None = None) -> Settled:
+    """What `load` gives, with its warnings; the values of `over` (the command line) win over those of the file."""
+    problems = Problems()
+    conversion = _Conversion(path, problems)
+    server = conversion.server()
+    routes = Maker(conversion.blocks, conversion.modules, problems).routes()
+    conversion.warn_of_the_rest()
+    if not routes and not any(draft.has("document_root") for draft in (server, over) if draft is not None):
+        problems.raise_any()  # which may be why
+        problems.add(Place(0, path), "nothing to serve: it takes a server.document-root, or a wstunnel.server")
+    return settle([server] if over is None else [server, over], routes, problems)
+
+
+def read_top(path: str, fields: Collection[str]) -> Draft:
+    """What the file says about a few options of the server; the rest may be wrong.
+
+    raises  ConfigError when it cannot be read, or it cannot be told where it listens
+    """
+    problems = Problems()
+    conversion = _Conversion(path, problems)
+    problems.raise_any()
+    draft = conversion.server()
+    draft.values = {field: value for field, value in draft.values.items() if field in fields}
+    return draft
+
+
+class _Conversion:
+    """What a file says about the server, and which of its blocks count."""
+
+    def __init__(self, path: str, problems: Problems) -> None:
+        self._problems = problems
+        every = evaluate(path, os.environ, problems)
+        self._top = every[0]
+        self.modules = self._read_modules()
+        self._port = self._number("server.port", _DEFAULT_PORT)
+        self._is_ipv6 = self._switch("server.use-ipv6")
+        self._bound: list[tuple[Address, Place]] = []
+        self._bind()
+        self.blocks = [self._top, *(block for block in every[1:] if self._takes_part(block))]
+
+    # --- the server
+
+    def server(self) -> Draft:
+        """Everything that is no route."""
+        filling = Filling(SERVER_OPTIONS, self._top.place, self._problems)
+        if self._bound:
+            filling.put("listen", [str(address) for address, _ in self._bound], self._bound[0][1])
+        for name, ours in (("server.document-root", "document-root"), ("server.errorlog", "log-file")):
+            if (setting := self._top.options.get(name)) is not None:
+                if name == "server.errorlog" and str(setting.value.data).startswith("|"):
+                    self._problems.warn(at(setting.place, name), "a log cannot be a program; it goes to stderr")
+                else:
+                    filling.read(ours, setting.value, at(setting.place, name), text)
+        for name, ours in (("server.max-connections", "max-connections"), ("server.max-worker", "workers")):
+            if (setting := self._top.options.get(name)) is not None and setting.value.data not in {0, "0"}:
+                filling.read(ours, setting.value, at(setting.place, name), number)
+        for name, ours in (("server.username", "user"), ("server.groupname", "group")):
+            if (setting := self._top.options.get(name)) is not None:
+                if os.geteuid() == 0:
+                    filling.read(ours, setting.value, at(setting.place, name), text)
+                else:
+                    self._problems.warn(at(setting.place, name), "ignored, as by lighttpd: only root may change users")
+        if (setting := self._top.options.get("server.feature-flags")) is not None:
+            self._read_features(setting, filling)
+        return filling.draft
+
+    def _read_modules(self) -> list[str]:
+        setting = self._top.options.get("server.modules")
+        if setting is None:
+            return []
+        try:
+            modules = texts(setting.value)
+        except OptionError as bad:
+            self._problems.add(at(setting.place, "server.modules"), str(bad))
+            return []
+        data = setting.value.data
+        for item in data if isinstance(data, tuple) else ():
+            if item.value.data not in MODULES:
+                self._problems.warn(
+                    at(item.value.place, "server.modules"),
+                    f"{item.value.shown}: not done here; what it does is missing",
+                )
+        return list(dict.fromkeys(modules))
+
+    def _read_features(self, setting: Setting, filling: Filling) -> None:
+        try:
+            for item in entries(setting.value, '("server.graceful-shutdown-timeout" => 8)'):
+                place = at(item.value.place, f"server.feature-flags[{shown(item.key or '')}]")
+                if item.key == _GRACE:
+                    filling.read("drain-timeout", item.value, place, number)
+                elif item.key in FEATURES_LEFT:
+                    self._problems.warn(place, "without effect here")
+                else:
+                    self._problems.warn(place, "not done here; it is ignored")
+        except OptionError as bad:
+            self._problems.add(at(setting.place, "server.feature-flags"), str(bad))
+
+    def _number(self, name: str, default: int) -> int:
+        setting = self._top.options.get(name)
+        if setting is not None:
+            try:
+                return number(setting.value)
+            except OptionError as bad:
+                self._problems.add(at(setting.place, name), str(bad))
+        return default
+
+    def _switch(self, name: str) -> bool:
+        setting = self._top.options.get(name)
+        if setting is not None:
+            try:
+                return switch(setting.value)
+            except OptionError as bad:
+                self._problems.add(at(setting.place, name), str(bad))
+        return False
+
+    # --- listeners
+
+    def _bind(self) -> None:
+        """The server's own listener."""
+        said = self._top.options.get("server.bind")
+        port = self._top.options.get("server.port")
+        told = said or port
+        place = at(told.place, "server.bind" if said else "server.port") if told else self._top.place
+        try:
+            address = address_of("" if said is None else text(said.value), self._port, is_ipv6=self._is_ipv6)
+        except OptionError as bad:
+            self._problems.add(place, str(bad))
+        else:
+            self._bound.append((address, place))
+        if self._has_tls(self._top):
+            self._problems.add(
+                at(self._top.options["ssl.engine"].place, "ssl.engine"),
+                "TLS is not done here yet; put a server in front that ends it",
+            )
+
+    def _has_tls(self, block: Block) -> bool:
+        setting = block.options.get("ssl.engine")
+        if setting is None:
+            return False
+        try:
+            return switch(setting.value)
+        except OptionError as bad:
+            self._problems.add(at(setting.place, "ssl.engine"), str(bad))
+            return True
+
+    def _takes_part(self, block: Block) -> bool:
+        """Whether requests can be of a block. Its claims about sockets become claims about addresses of ours."""
+        if block.when is None:
+            return False
+        claims = []
+        for claim in block.when:
+            if claim.field != "socket":
+                claims.append(claim)
+                continue
+            address = self._address(claim, block.place)
+            if address is None:
+                return False
+            if claim.holds and not self._listens(address, block):
+                return False
+            claims.append(replace(claim, value=str(address)))
+        block.when = tuple(claims)
+        return True
+
+    def _address(self, claim: Claim, place: Place) -> Address | None:
+        if claim.operator != "==":
+            self._problems.warn(
+                place, '$SERVER["socket"] is asked with == and != only; what stands in this block is ignored'
+            )
+            return None
+        try:
+            return address_of(claim.value, self._port, is_ipv6=self._is_ipv6)
+        except OptionError as bad:
+            self._problems.add(place, str(bad))
+            return None
+
+    def _listens(self, address: Address, block: Block) -> bool:
+        """Whether we listen there; now we do, if nothing speaks against it."""
+        if all(address != bound for bound, _ in self._bound):
+            if self._has_tls(block):
+                self._problems.warn(
+                    at(block.options["ssl.engine"].place, "ssl.engine"),
+                    f"TLS is not done here yet; nobody listens at {address}",
+                )
+                return False
+            self._bound.append((address, block.place))
+        return True
+
+    # --- warnings
+
+    def warn_of_the_rest(self) -> None:
+        """Everything that is written and has no effect."""
+        for block in self.blocks:
+            for name, setting in block.options.items():
+                if not name.startswith("var."):
+                    self._warn_of(name, at(setting.place, shown(name)[1:-1]), is_top=block is self._top)
+
+    def _warn_of(self, name: str, place: Place, *, is_top: bool) -> None:
+        module = MODULE_OF.get(name.partition(".")[0])
+        if module is not None and module not in self.modules:
+            self._problems.warn(
+                place, f'ignored, as by lighttpd: server.modules += ("{module}") above it would load its module'
+            )
+        elif name in OF_SERVER:
+            if not is_top:
+                self._problems.warn(place, "is for the whole server and is ignored inside a condition")
+        elif name not in OPTIONS:
+            meant = nearest(name, OPTIONS) if left(name) == left("") else None
+            self._problems.warn(place, left(name) + (f"; did you mean {meant}?" if meant else ""))
