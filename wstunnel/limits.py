@@ -241,8 +241,8 @@ class ConfLimits:
     max_number: int = 2**63 - 1
     max_include_depth: int = 16
     max_files: int = 256
-    max_bytes: int = 4 * 1024 * 1024
-    """All files together."""
+    max_bytes: int = 1024 * 1024
+    """All files together; reading so much takes some seconds."""
     max_value_bytes: int = 16 * 1024 * 1024
     """All values that + and += make, together: a line may double what the line above has made."""
     max_blocks: int = 512

@@ -37,8 +37,8 @@ ENVIRONMENT = r"""
 class Service:
     """A running `python -m wstunnel -f FILE` with a folder, a file and a runtime folder of its own."""
 
-    def __init__(self, folder: Path, text: str, *, is_waited_for: bool = True) -> None:
-        self.file = folder / "wstunnel.toml"
+    def __init__(self, folder: Path, text: str, *, name: str = "wstunnel.toml", is_waited_for: bool = True) -> None:
+        self.file = folder / name
         self.file.write_text(text)
         self.environ = {**os.environ, "RUNTIME_DIRECTORY": str(folder / "run"), "SECRET": "sesame", "COLUMNS": "120"}
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115

@@ -205,6 +205,17 @@ def test_check_prints_a_file_that_can_be_loaded(capfd, tmp_path):
     assert capfd.readouterr().out == out
 
 
+def test_convert_prints_a_lighttpd_conf_as_a_file_that_can_be_loaded(capfd, tmp_path):
+    (tmp_path / "a.conf").write_text('server.modules = ("mod_proxy")\nproxy.server = ("" => (("port" => 1)))\n')
+    assert cli.main(["convert", "a.conf"]) == 0
+    out, err = capfd.readouterr()
+    (tmp_path / "again.toml").write_text(out)
+    assert load("again.toml").routes[0].gateway == "proxy"
+    assert err == ""
+    assert cli.main(["check", "-f", "a.conf"]) == 0
+    assert capfd.readouterr().out == out
+
+
 def test_check_tells_warnings_apart_from_the_file(capfd, tmp_path):
     (tmp_path / "a.toml").write_text("[[route]]\nport = 1\n[[route]]\nport = 2\n")
     assert cli.main(["check", "-f", "a.toml"]) == 0

@@ -6,11 +6,12 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import ModuleType
 from typing import NoReturn, get_args
 
 from wstunnel.config import toml
 from wstunnel.config.drafts import Draft, Place, Problems
-from wstunnel.config.lighttpd import convert as lighttpd
+from wstunnel.config.lighttpd import is_lighttpd_conf
 from wstunnel.config.names import nearest
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option, OptionError, shown
 from wstunnel.config.rules import Settled, settle, settle_server
@@ -146,7 +147,8 @@ def settings_of(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Sett
     if files:
         if route_flags:
             problems.add(Place(0, ", ".join(route_flags)), f"cannot stand beside -f; routes are in {files[0]}")
-        read = lighttpd.read if "conf" in said or lighttpd.is_lighttpd_conf(files[0]) else toml.read
+        is_conf = "conf" in said or is_lighttpd_conf(files[0])
+        read = _lighttpd().read if is_conf else toml.read
         return _with_file(partial(read, files[0]), server, problems)
     if not route_flags and not server.has("document_root"):
         problems.add(Place(0, "nothing to serve"), _NOTHING_TO_SERVE)
@@ -167,12 +169,19 @@ def asked_of_running(said: argparse.Namespace, strangers: Sequence[str] = ()) ->
     )
     files: list[str] = said.file or []
     drafts = [
-        lighttpd.read_top(path, _FINDING)
-        if lighttpd.is_lighttpd_conf(path)
+        _lighttpd().read_top(path, _FINDING)
+        if is_lighttpd_conf(path)
         else toml.read_top(path, _FINDING, problems)
         for path in files[:1]
     ]
     return settle_server([*drafts, flags], problems)
+
+
+def _lighttpd() -> ModuleType:
+    """The reader of lighttpd.conf, loaded for who has one: its grammar is some megabytes of parser."""
+    from wstunnel.config.lighttpd import convert
+
+    return convert
 
 
 def _with_file(read: Callable[[Draft], Settled], server: Draft, problems: Problems) -> Settled:

@@ -155,7 +155,10 @@ def test_every_mistake_is_told_at_once(folder):
         (["--sock", "a"], "--sock: unknown flag; did you mean --socket?"),
         (["-port=7"], "-port: unknown flag; did you mean --port?"),
         (["--colour=red"], "--colour: unknown flag"),
-        (["--port", "1", "check"], '"check": unexpected; a command (check, status, reload, drain, stop) comes first'),
+        (
+            ["--port", "1", "check"],
+            '"check": unexpected; a command (check, convert, status, reload, drain, stop) comes first',
+        ),
         (["--port", "1", "--json"], "--json: goes with the status command only, which comes first"),
         (["--watch"], "--watch: goes with the status command only, which comes first"),
         (["--balance", "hash", "--port", "1"], "--balance: stands in a [[route]] of a file (-f) only"),
@@ -259,6 +262,12 @@ def test_who_asks_needs_no_file_that_could_be_started(folder):
     assert asked("-f", "etc/wstunnel.toml", "--control", "d").control == f"{folder}/d"
 
 
+def test_who_asks_may_name_a_lighttpd_conf(folder):
+    with open("lighttpd.conf", "w") as file:
+        file.write('server.bind = "127.0.0.1"\nserver.port = 9\nserver.max-connections = "many"\n')
+    assert asked("-f", "lighttpd.conf").listen == (TcpAddress("127.0.0.1", 9),)
+
+
 def test_who_asks_is_told_what_cannot_be_read():
     with open("wstunnel.toml", "w") as file:
         file.write("listen = 3\n")
@@ -276,6 +285,52 @@ def test_who_asks_is_told_what_cannot_be_read():
 def test_who_asks_is_not_told_of_places_that_are_not_safe(folder):
     os.chmod(folder, 0o777)
     assert asked("--control", "c").control == f"{folder}/c"
+
+
+LIGHTTPD_CONF = 'server.modules = ("mod_wstunnel")\nwstunnel.server = ("/a" => (("port" => 7000)))\n'
+
+
+def converted(*words: str) -> Settings:
+    return settings_of(*flag_parser("convert").parse_known_args(words)).settings
+
+
+def test_a_file_is_read_by_the_end_of_its_name(folder):
+    with open("a.conf", "w") as file:
+        file.write(LIGHTTPD_CONF)
+    with open("a.toml", "w") as file:
+        file.write("[[route]]\nport = 7000\n")
+    assert settings("-f", "a.conf").routes[0].path == "/a"
+    assert settings("-f", "a.toml").routes[0].path == "/"
+
+
+def test_convert_takes_a_lighttpd_conf_of_any_name_and_flags_that_win(folder):
+    with open("some.file", "w") as file:
+        file.write(LIGHTTPD_CONF)
+    assert converted("some.file").routes[0].port == 7000
+    assert converted("some.file", "--listen", "127.0.0.1:9").listen == (TcpAddress("127.0.0.1", 9),)
+
+
+@pytest.mark.parametrize("words", [[], ["a.conf", "-f", "a.conf"], ["-f", "a.conf"]])
+def test_convert_takes_one_name(words):
+    with pytest.raises(ConfigError) as caught:
+        converted(*words)
+    assert caught.value.problems == ("convert takes the name of a lighttpd.conf, without -f",)
+
+
+def test_convert_takes_no_second_name():
+    with open("a.conf", "w") as file:
+        file.write(LIGHTTPD_CONF)
+    with pytest.raises(ConfigError) as caught:
+        converted("a.conf", "b.conf")
+    assert caught.value.problems[0].startswith('"b.conf": unexpected')
+
+
+def test_problems_of_flags_and_of_a_lighttpd_conf_are_told_together():
+    with open("a.conf", "w") as file:
+        file.write("server.port = (1)\n")
+    with pytest.raises(ConfigError) as caught:
+        settings("-f", "a.conf", "--workers", "many")
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == ["--workers", "a.conf:1"]
 
 
 def test_every_example_of_the_help_is_sound():

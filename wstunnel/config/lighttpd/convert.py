@@ -20,16 +20,10 @@ from wstunnel.config.options import SERVER_OPTIONS, OptionError, shown
 from wstunnel.config.rules import Settled, settle
 from wstunnel.settings import Address, Settings
 
-__all__ = ["is_lighttpd_conf", "load", "read", "read_top"]
+__all__ = ["load", "read", "read_top"]
 
-_ENDING = ".conf"
 _DEFAULT_PORT = 80
 _GRACE = "server.graceful-shutdown-timeout"
-
-
-def is_lighttpd_conf(path: str) -> bool:
-    """Whether -f means a lighttpd.conf: by the end of its name, which wstunnel.toml has not."""
-    return path.endswith(_ENDING)
 
 
 def load(path: str) -> Settings:

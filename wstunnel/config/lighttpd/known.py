@@ -91,7 +91,7 @@ _LEFT = {
     "server.tag": "not done here: answers name no server",
     "server.upload-dirs": "without effect: nothing is written to temporary files",
     "server.compat-module-load": "without effect here",
-    "server.follow-symlink": "not done here: links are followed as long as they lead inside the document root",
+    "server.follow-symlink": "without effect: symbolic links inside the document root are never followed",
     "static-file.exclude-extensions": "not done here: a script that no gateway takes IS SERVED as a file; move it out "
     "of the document root",
     "url.access-deny": "not done here: what it denies IS SERVED if it is in the document root; move it out of there",

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wstunnel.config import toml
+from wstunnel.config import flags, toml
 from wstunnel.config.check import as_toml
-from wstunnel.config.lighttpd.convert import is_lighttpd_conf, load, read, read_top
+from wstunnel.config.lighttpd import is_lighttpd_conf
+from wstunnel.config.lighttpd.convert import load, read, read_top
 from wstunnel.config.rules import Settled
 from wstunnel.errors import ConfigError
 from wstunnel.settings import Condition, Host, Route, Settings, TcpAddress, UnixAddress
@@ -258,12 +259,9 @@ def test_users_stay_who_they_are(write, monkeypatch):
 
 
 def test_settings_of_the_command_line_win(write):
-    from wstunnel.config.flags import flag_parser
-    from wstunnel.config.flags import settings_of as settings_of_flags
-
     path = write('server.document-root = "www"\nserver.port = 8080')
-    said = flag_parser().parse_args(["-f", path, "--listen", "127.0.0.1:0", "--allow-unsafe-places", "true"])
-    found = settings_of_flags(said).settings
+    said = flags.flag_parser().parse_args(["-f", path, "--listen", "127.0.0.1:0", "--allow-unsafe-places", "true"])
+    found = flags.settings_of(said).settings
 
     assert found.listen == (TcpAddress("127.0.0.1", 0),)
     assert found.allow_unsafe_places

@@ -304,6 +304,68 @@ def test_blocks_are_bounded_in_number(write):
     assert told == [f"lighttpd.conf:{most + 1}: there are more than {most} conditions"]
 
 
+# --- beside the real one
+
+SAME: dict[str, tuple[bool, str]] = {
+    "a key twice": (False, 'a = ("a" => 1, "a" => 1)'),
+    "an option twice": (False, "a = 1\na = 1"),
+    "an option replaced": (True, "server.port = 81\nserver.port := 82"),
+    "a replacement first": (True, "server.port := 82"),
+    "lists added": (True, 'a = ("a")\na += ("b")'),
+    "something added to nothing": (True, 'a += ("b")'),
+    "a string added to a list": (False, 'a = ("a")\na += "b"'),
+    "a string added to a number": (True, 'a = 1\na += "b"'),
+    "another value for a key": (False, 'a = ("a" => 1)\na += ("a" => 2)'),
+    "the same value for a key": (True, 'a = ("a" => 1)\na += ("a" => 1)'),
+    "a string and a number": (True, 'a = "a" + 5 + 6'),
+    "a list and a string": (False, 'a = ("a") + "b"'),
+    "a variable": (True, "a = 1\nb = a + var.a"),
+    "an unknown variable": (False, "a = b"),
+    "a negative number": (False, "a = -5"),
+    "an unknown variable of the environment": (False, "a = env.NOBODY_HAS_SET_THIS"),
+    "a setting of the environment": (False, "env.A = 1"),
+    "the current folder": (True, "a = var.CWD"),
+    "the process": (True, "a = var.PID"),
+    "a variable of a block in it": (True, '$HTTP["url"] == "/" { a = 1\nb = a\n}'),
+    "a variable of a block behind it": (False, '$HTTP["url"] == "/" { a = 1 }\nb = a'),
+    "a variable hidden in a block": (True, 'a = 1\n$HTTP["url"] == "/" { a = 2 }'),
+    "a variable added to in a block": (True, 'a = ("a")\n$HTTP["url"] == "/" { a += ("b") }'),
+    "the same block again": (True, '$HTTP["url"] == "/" { a = 1 }\n$HTTP["url"] == "/" { b = a }'),
+    "an option twice in the same block": (False, '$HTTP["url"] == "/" { a = 1 }\n$HTTP["url"] == "/" { a = 1 }'),
+    "two branches without a condition": (False, '$HTTP["url"] == "/" { } else { }\nelse { }'),
+    "a regular expression": (True, '$HTTP["url"] =~ "^/a(b|c)" { }'),
+    "no regular expression": (False, '$HTTP["url"] =~ "^/a(b|c" { }'),
+    "an unknown condition": (False, '$HTTP["zork"] == "x" { }'),
+    "an unknown kind of condition": (False, '$ZORK["url"] == "x" { }'),
+    "a condition on a number": (False, '$HTTP["url"] == 5 { }'),
+    "a global block": (True, "global {\nserver.port = 81\n}"),
+    "a condition in a global block": (False, 'global { $HTTP["url"] == "/a" { } }'),
+    "a global block in a condition": (True, '$HTTP["url"] == "/a" { global { server.port = 81 } }'),
+    "a missing include": (False, 'include "/nowhere/none.conf"'),
+    "a pattern that nothing fits": (True, 'include "/nowhere/none*.conf"'),
+    "a list as a key": (False, "a = ((1) => 2)"),
+}
+"""Text, and whether both take it."""
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_table_is_taken_as_it_says(name, write):
+    is_sound, text = SAME[name]
+    problems = Problems()
+    evaluate(write(text), {}, problems)
+    if is_sound:
+        problems.raise_any()
+    else:
+        with pytest.raises(ConfigError):
+            problems.raise_any()
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_lighttpd_takes_the_table_as_it_says(name, lighttpd):
+    is_sound, text = SAME[name]
+    assert lighttpd(text) is is_sound
+
+
 # --- any text at all
 
 LINES = st.sampled_from(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -24,8 +21,6 @@ from wstunnel.config.lighttpd.grammar import (
     parse,
 )
 from wstunnel.limits import ConfLimits
-
-LIGHTTPD = shutil.which("lighttpd") or shutil.which("/usr/sbin/lighttpd")
 
 
 def value_of(text: str) -> tuple[object, ...]:
@@ -262,20 +257,6 @@ def is_read(text: str) -> bool:
     except ConfSyntaxError:
         return False
     return True
-
-
-@pytest.fixture
-def lighttpd(tmp_path) -> Callable[[str], bool]:
-    """Does the real one read a text?"""
-    if LIGHTTPD is None:
-        pytest.skip("lighttpd is not installed")
-
-    def reads(text: str) -> bool:
-        path = tmp_path / "lighttpd.conf"
-        path.write_bytes(f'server.document-root = "/tmp"\nserver.modules = ()\n{text}\n'.encode())
-        return subprocess.run([LIGHTTPD, "-tt", "-f", path], capture_output=True, check=False).returncode == 0
-
-    return reads
 
 
 @pytest.mark.parametrize("name", SAME)
