@@ -169,9 +169,7 @@ def asked_of_running(said: argparse.Namespace, strangers: Sequence[str] = ()) ->
     )
     files: list[str] = said.file or []
     drafts = [
-        _lighttpd().read_top(path, _FINDING)
-        if is_lighttpd_conf(path)
-        else toml.read_top(path, _FINDING, problems)
+        _lighttpd().read_top(path, _FINDING) if is_lighttpd_conf(path) else toml.read_top(path, _FINDING, problems)
         for path in files[:1]
     ]
     return settle_server([*drafts, flags], problems)

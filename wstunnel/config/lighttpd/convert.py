@@ -240,5 +240,12 @@ class _Conversion:
             if not is_top:
                 self._problems.warn(place, "is for the whole server and is ignored inside a condition")
         elif name not in OPTIONS:
-            meant = nearest(name, OPTIONS) if left(name) == left("") else None
-            self._problems.warn(place, left(name) + (f"; did you mean {meant}?" if meant else ""))
+            self._problems.warn(place, left(name) + _meant(name))
+
+
+def _meant(name: str) -> str:
+    """A guess at what an unknown option was to be, of those of the same module."""
+    module, _, rest = name.partition(".")
+    mine = {known.partition(".")[2] for known in OPTIONS if known.startswith(f"{module}.")}
+    meant = nearest(rest, mine) if left(name) == left("") else None
+    return f"; did you mean {module}.{meant}?" if meant else ""

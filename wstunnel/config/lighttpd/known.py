@@ -81,6 +81,7 @@ _LEFT = {
     "server.breakagelog": "what programs write to stderr goes to the log",
     "server.errorlog-use-syslog": "the log is a file or stderr; systemd takes stderr to the journal",
     "server.event-handler": "without effect: it is always epoll",
+    "server.http-parseopts": "without effect: requests are always read strictly, and their paths normalized",
     "server.max-fds": "without effect: the descriptor limit of the process is used, raise that",
     "server.max-keep-alive-idle": "not done here: an idle connection is closed after 30 s",
     "server.max-keep-alive-requests": "not done here: a connection is kept for any number of requests",

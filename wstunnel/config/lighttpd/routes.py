@@ -159,7 +159,7 @@ class Maker:
         """The routes of wstunnel.server, proxy.server, scgi.server or fastcgi.server; whether each asks for a file."""
         names = [f"{name}.{option}" for option in _OF[name]]
         if name in {"scgi", "fastcgi"}:
-            names += _FILES
+            names.append("server.document-root")
         for case in self._cases(*names, *_IDLE):
             server = case.options.get(f"{name}.server")
             if server is None:
