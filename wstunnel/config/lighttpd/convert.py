@@ -83,12 +83,12 @@ class _Conversion:
             filling.put("listen", [str(address) for address, _ in self._bound], self._bound[0][1])
         for name, ours in (("server.document-root", "document-root"), ("server.errorlog", "log-file")):
             if (setting := self._top.options.get(name)) is not None:
-                if name == "server.errorlog" and str(setting.value.data).startswith("|"):
+                if name == "server.errorlog" and isinstance(said := setting.value.data, str) and said.startswith("|"):
                     self._problems.warn(at(setting.place, name), "a log cannot be a program; it goes to stderr")
                 else:
                     filling.read(ours, setting.value, at(setting.place, name), text)
         for name, ours in (("server.max-connections", "max-connections"), ("server.max-worker", "workers")):
-            if (setting := self._top.options.get(name)) is not None and setting.value.data not in {0, "0"}:
+            if (setting := self._top.options.get(name)) is not None and setting.value.data not in (0, "0"):
                 filling.read(ours, setting.value, at(setting.place, name), number)
         for name, ours in (("server.username", "user"), ("server.groupname", "group")):
             if (setting := self._top.options.get(name)) is not None:

@@ -25,7 +25,7 @@ from wstunnel.config.lighttpd.grammar import (
     Test,
     parse,
 )
-from wstunnel.config.lighttpd.values import Item, JoinError, Merging, Value
+from wstunnel.config.lighttpd.values import Item, JoinError, Merging, Value, as_list
 from wstunnel.config.options import shown
 from wstunnel.errors import ConfigError
 from wstunnel.limits import ConfLimits
@@ -369,7 +369,7 @@ class _Evaluation:
             else:
                 items.append(Item(None if key is None else str(key.data), value))
         try:
-            return Value(self._merging.list_of(items), place) if is_whole else None
+            return Value(as_list(items), place) if is_whole else None
         except JoinError as bad:
             self._problems.add(place, str(bad))
             return None

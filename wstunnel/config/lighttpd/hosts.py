@@ -106,7 +106,7 @@ def _fill(filling: Filling, said: Mapping[str, Value], where: Place, kind: str, 
                 procs[name] = number(value)
             except OptionError as bad:
                 problems.add(place, str(bad))
-        elif name == "connect-timeout" and value.data in {0, "0"}:
+        elif name == "connect-timeout" and value.data in (0, "0"):
             problems.warn(place, "0 is not done here: it stays at 8 seconds")
         else:
             filling.read(name, value, place, _READ[name])

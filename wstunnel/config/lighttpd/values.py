@@ -8,7 +8,7 @@ from wstunnel.config.drafts import Place
 from wstunnel.config.options import shown
 from wstunnel.limits import ConfLimits
 
-__all__ = ["Item", "JoinError", "Merging", "Value"]
+__all__ = ["Item", "JoinError", "Merging", "Value", "as_list"]
 
 
 class JoinError(ValueError):
@@ -17,7 +17,11 @@ class JoinError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value, and where it begins."""
+    """A value, and where it begins.
+
+    Lists may share their entries: `a := (a, a)`, a hundred times, is small as long as nobody walks through all of it.
+    So nobody does, nor hashes a list.
+    """
 
     data: str | int | tuple[Item, ...]
     place: Place
@@ -72,20 +76,6 @@ class Merging:
                 return Value(self._joined(a, b), first.place)
         raise JoinError(f"{first.kind} and {second.kind} cannot be joined")
 
-    def list_of(self, items: list[Item]) -> tuple[Item, ...]:
-        """The entries of a list as they are written.
-
-        raises  JoinError for a key that stands there twice
-        """
-        keys: set[str] = set()
-        for item in items:
-            if item.key is not None:
-                if item.key in keys:
-                    raise JoinError(f"the key {shown(item.key)} stands there twice")
-                keys.add(item.key)
-        self._charge(len(items))
-        return tuple(items)
-
     def _joined(self, a: tuple[Item, ...], b: tuple[Item, ...]) -> tuple[Item, ...]:
         self._charge(len(a) + len(b))
         known = {item.key: item.value.data for item in a if item.key is not None}
@@ -103,3 +93,17 @@ class Merging:
         self._left -= size
         if self._left < 0:
             raise JoinError(f"values grow beyond {self._limits.max_value_bytes} bytes")
+
+
+def as_list(items: list[Item]) -> tuple[Item, ...]:
+    """The entries of a list as they are written.
+
+    raises  JoinError for a key that stands there twice
+    """
+    keys: set[str] = set()
+    for item in items:
+        if item.key is not None:
+            if item.key in keys:
+                raise JoinError(f"the key {shown(item.key)} stands there twice")
+            keys.add(item.key)
+    return tuple(items)

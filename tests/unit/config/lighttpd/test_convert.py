@@ -16,6 +16,7 @@ from wstunnel.config import flags, toml
 from wstunnel.config.check import as_toml
 from wstunnel.config.lighttpd import is_lighttpd_conf
 from wstunnel.config.lighttpd.convert import load, read, read_top
+from wstunnel.config.lighttpd.known import OPTIONS as OPTIONS_DONE
 from wstunnel.config.rules import Settled
 from wstunnel.errors import ConfigError
 from wstunnel.settings import Condition, Host, Route, Settings, TcpAddress, UnixAddress
@@ -268,7 +269,9 @@ def test_settings_of_the_command_line_win(write):
 
 
 def test_the_top_is_read_though_the_rest_is_wrong(write):
-    path = write('server.port = 8080\nserver.max-connections = "many"\nwstunnel.server = 5')
+    path = write(
+        'server.document-root = "www"\nserver.port = 8080\nserver.max-connections = "many"\nwstunnel.server = 5'
+    )
     assert read_top(path, ("listen", "control")).values == {"listen": (TcpAddress("0.0.0.0", 8080),)}
 
 
@@ -673,6 +676,29 @@ def test_what_a_route_cannot_be_is_an_error(write, said, told):
         f'server.modules = ("mod_wstunnel", "mod_proxy", "mod_cgi", "mod_alias")\n{TUNNEL.partition(chr(10))[2]}{said}'
     )
     assert any(problem.partition(": ")[2].startswith(told) for problem in problems_of(path)), problems_of(path)
+
+
+def test_one_mistake_is_told_once(write):
+    assert problems_of(write(tunnel('"port" => "x"'))) == ['lighttpd.conf:5: port: needs a whole number, got "x"']
+
+
+def test_a_module_that_is_loaded_twice_is_one(write):
+    assert len(routes_of(write(tunnel('"port" => 1', 'server.modules += ("mod_wstunnel")')))) == 1
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS_DONE))
+@pytest.mark.parametrize("step", ["(a, a)", '("" => a, "b" => a)', '("socket" => a, "/" => ((a)))'])
+def test_lists_of_shared_lists_are_never_walked_through(write, name, step):
+    """Written out, the value has 2**60 entries."""
+    path = write(f'server.document-root = "www"\na = "x"\n{f"a := {step}" * 60}\n{name} := a\nb = a')
+    with contextlib.suppress(ConfigError):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["server.port", "server.max-connections"])
+def test_a_number_has_as_many_digits_as_it_needs(write, name):
+    (told,) = problems_of(write(f'server.document-root = "www"\n{name} = "{"9" * 5000}"'))
+    assert told.startswith(f"lighttpd.conf:2: {name}: needs a whole number")
 
 
 def test_all_that_is_wrong_is_told_at_once(write):

@@ -191,9 +191,9 @@ def test_what_is_not_asked_here_is_named_and_its_block_ignored(write, asked):
 
 def test_files_are_included_from_the_folder_of_the_first(write, tmp_path):
     write("a = 1", "conf.d/10-a.conf")
-    write('include "conf.d/10-a.conf"\nb = a', "conf.d/20-b.conf")
+    write("b = a", "conf.d/20-b.conf")
     write("c = b", "conf.d/x.other")
-    path = write('include "conf.d/2*.conf"\nname = "x.other"\ninclude "conf.d/" + name\ninclude "conf.d/none*"')
+    path = write('include "conf.d/*.conf"\nname = "x.other"\ninclude "conf.d/" + name\ninclude "conf.d/none*"')
 
     assert top_of(path) == {"var.a": 1, "var.b": 1, "var.c": 1, "var.name": "x.other"}
 
@@ -233,6 +233,23 @@ def test_includes_are_bounded_in_number(write):
     write("", "a.conf")
     told = problems_of(write('include "a.conf"\n' * (most + 1)))
     assert told[0] == f"lighttpd.conf:{most}: more than {most} files are included"
+
+
+def test_includes_are_bounded_in_size(write):
+    limits = ConfLimits()
+    write("#" * (limits.max_bytes // 2), "a.conf")
+    told = problems_of(write('include "a.conf"\ninclude "a.conf"\ninclude "a.conf"\n'))
+    assert told == [
+        f"lighttpd.conf:{line}: the files have more than {limits.max_bytes} bytes together" for line in (2, 3)
+    ]
+
+
+def test_blocks_are_bounded_in_depth_over_all_files(write):
+    most = ConfLimits().max_nesting
+    deep = "".join(f'$HTTP["url"] == "/{{0}}{n}" {{{{\n' for n in range(most - 1)) + "{1}" + "}}" * (most - 1)
+    write(deep.format("b", ""), "b.conf")
+    told = problems_of(write(deep.format("a", 'include "b.conf"\n')))
+    assert told == [f"b.conf:2: is nested more than {most} deep"]
 
 
 def test_braces_are_bounded(write):
@@ -293,8 +310,9 @@ def test_a_missing_file_is_an_error(tmp_path):
     assert problems_of(str(tmp_path / "none.conf")) == ["none.conf: cannot be read: no such file or directory"]
 
 
-def test_values_that_double_with_each_line_are_stopped(write):
-    told = problems_of(write('a = "' + "x" * 1024 + '"\n' + "a += a\n" * 100))
+@pytest.mark.parametrize("value", ['"' + "x" * 1024 + '"', f"({'1,' * 1024})"], ids=["string", "list"])
+def test_values_that_double_with_each_line_are_stopped(write, value):
+    told = problems_of(write(f"a = {value}\n" + "a += a\n" * 100))
     assert told[0].endswith(f"values grow beyond {ConfLimits().max_value_bytes} bytes")
 
 
