@@ -179,14 +179,19 @@ class Maker:
     def _mapped(self, name: str, options: Options, groups: dict[str, Value]) -> Iterator[tuple[str, str]]:
         """`map-extensions`: further suffixes for a key, which come first."""
         setting = options.get(f"{name}.map-extensions")
-        for suffix, key in (pairs(setting.value) if setting is not None else {}).items():
+        if setting is None:
+            return
+        place = at(setting.place, f"{name}.map-extensions")
+        try:
+            mapped = pairs(setting.value)
+        except OptionError as bad:
+            self._problems.add(place, str(bad))
+            return
+        for suffix, key in mapped.items():
             if key in groups:
                 yield suffix, key
             else:
-                self._problems.warn(
-                    at(setting.place if setting else self._blocks[0].place, f"{name}.map-extensions"),
-                    f"there is no {shown(key)} in {name}.server",
-                )
+                self._problems.warn(place, f"there is no {shown(key)} in {name}.server")
 
     def _of_key(self, name: str, key: str, group: Value, case: _Case) -> Iterator[tuple[bool, Draft]]:
         kind = "tunnel" if name == "wstunnel" else name

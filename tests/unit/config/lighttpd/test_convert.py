@@ -661,7 +661,10 @@ def test_what_the_server_cannot_be_is_an_error(write, said, told):
         ('wstunnel.server = ("" => (("port" => 1)))\nwstunnel.origins := ("a b")', "wstunnel.origins: "),
         ('wstunnel.server = ("" => (("port" => 1)))\nwstunnel.ping-interval := "x"', "wstunnel.ping-interval: "),
         ('wstunnel.server = ("" => (("port" => 1)))\nwstunnel.frame-type = 1', "wstunnel.frame-type: needs a string"),
-        ('wstunnel.server = ("" => (("port" => 1)))\nwstunnel.map-extensions = 1', "wstunnel.server: needs a list"),
+        (
+            'wstunnel.server = ("" => (("port" => 1)))\nwstunnel.map-extensions = 1',
+            "wstunnel.map-extensions: needs a list",
+        ),
         ('proxy.server = ("" => (("port" => 1)))\nproxy.forwarded = ("x" => 1)', "proxy.forwarded: needs for, proto"),
         ('proxy.server = ("" => (("port" => 1)))\nproxy.header = ("upgrade" => "x")', "proxy.header: needs "),
         ('cgi.assign = ("" => "")', "cgi.assign: needs a server.document-root"),
