@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
-from wstunnel._hub cimport Hub, Stream
+from wstunnel._hub cimport Hub, PlainTransport, Stream
 from wstunnel._speedups cimport FrameParser, Utf8
 
 
@@ -96,6 +96,7 @@ cdef class Relay:
     cdef uint8_t text_held[3]           # the unfinished character at its end
     cdef uint8_t pong[127]              # a whole PONG frame that waits for the queue to empty; the latest PING wins
     cdef uint8_t pong_bytes
+    cdef bint is_pipe                   # bytes go through as they are: whoever is behind the backend leg speaks WebSocket
     cdef bint is_client_done            # no further payload of the client is forwarded
     cdef bint is_backend_done           # no further byte of the backend is forwarded
     cdef bint is_close_sent
@@ -125,6 +126,7 @@ cdef class Relay:
     cdef readonly str closed_by         # client, backend or server
     cdef readonly bint is_text_broken   # the backend sent bytes that are not UTF-8 on a text route
 
+    cdef int inherit(self, Leg leg, PlainTransport plain, str who) except -1
     cdef int from_client(self, uint8_t* p, size_t n) except -1
     cdef int leave_at_boundary(self) except -1
     cdef int sweep(self, Leg leg, Leg other) except -1

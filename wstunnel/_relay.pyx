@@ -84,6 +84,9 @@ cdef enum:
     UTF8_CONTINUATION = 0x80    # 10xxxxxx
 
 
+cdef bytearray _NOTHING = bytearray()
+
+
 cdef class Policy:
     """What a route says about all of its tunnels; one object per route. Seconds, 0 = off."""
 
@@ -464,18 +467,21 @@ cdef class Relay:
             session           told of the end: `backend_ended() -> int` gives the close code for a backend that
                               ended its connection, or 0: `verdict(code)` follows; `ended()` comes last, once
             is_binary         frames to the client are binary whatever the route says (subprotocol)
+            is_pipe           bytes are passed on as they are, and each side's end to the other: no frame is looked at,
+                              none is made, and `close_code` is 1005 (none was seen) unless something broke
     bound   one read per direction (Leg), one PONG, 3 bytes of a character
     source  RFC 6455; the table of endings: docs/architecture.md
     """
 
     def __init__(self, Hub hub not None, Policy policy not None, _ClientLeg client not None,
-                 _BackendLeg backend not None, session, bint is_binary=False):
+                 _BackendLeg backend not None, session, bint is_binary=False, bint is_pipe=False):
         self.hub = hub
         self.policy = policy
         self.client = client
         self.backend = backend
         self.session = session
         self.parser = FrameParser()
+        self.is_pipe = is_pipe
         self.opcode = OP_BINARY if is_binary or policy.is_binary else OP_TEXT
         self.client_seen_s = self.backend_seen_s = self.client_took_s = self.backend_took_s = hub.now_s
         self.deadline_s = INFINITY
@@ -489,23 +495,32 @@ cdef class Relay:
 
         raises  ConnectionResetError when it is about to say that the connection is lost
         """
-        cdef PlainTransport plain
-        if not isinstance(transport, PlainTransport):
+        if isinstance(transport, PlainTransport):
+            self.inherit(self.client, transport, "client")
+        else:
             self.client.transport = transport
             transport.set_protocol(self.client)
-            return
-        plain = transport
+
+    def adopt(self, PlainTransport transport not None):
+        """Take over the connection of a backend that has been asked and has answered, likewise."""
+        self.inherit(self.backend, transport, "backend")
+
+    cdef int inherit(self, Leg leg, PlainTransport plain, str who) except -1:
         if plain.is_ending or plain.queue_bytes:
-            raise ConnectionResetError("the client is gone")
+            raise ConnectionResetError(f"the {who} is gone")
         plain.protocol = None
-        self.hub.pass_on(plain, self.client)
+        self.hub.pass_on(plain, leg)
         plain.fd = -1
-        self.client.is_own = True
+        leg.is_own = True
+        return 0
 
-    def join(self, bytearray leftover not None, bint is_at_eof):
-        """Both legs are attached: let bytes flow, first those that came behind the request head.
+    def join(self, bytearray leftover not None, bint is_at_eof, bytearray said not None=_NOTHING,
+             bint is_backend_at_eof=False):
+        """Both legs are attached: let bytes flow, first those that came behind the request head, and behind that of
+        an adopted backend's answer.
 
-        in      is_at_eof   the client has ended its side already, and no transport will say so again
+        in      is_at_eof   the client has ended its side already, and no transport will say so again; likewise
+                            is_backend_at_eof
         """
         cdef uint16_t leave_code = self.leave_code
         self.leave_code = 0
@@ -518,7 +533,12 @@ cdef class Relay:
             self.from_client(<uint8_t*>PyByteArray_AS_STRING(leftover), len(leftover))
         if is_at_eof:
             self.client.read_end()
+        if len(said):
+            self.from_backend(<uint8_t*>PyByteArray_AS_STRING(said), len(said))
+        if is_backend_at_eof:
+            self.backend.read_end()
         self.client.release(HOLD_START)
+        self.backend.release(HOLD_START)
         if leave_code:
             self.leave(leave_code, self.deadline_s - self.hub.now_s)
 
@@ -601,6 +621,8 @@ cdef class Relay:
         cdef uint64_t messages = self.parser.messages
         self.client_seen_s = self.hub.now_s
         self.is_ping_out = False
+        if self.is_pipe:
+            at = out = n
         while at < n:
             event = self.parser.run(p + at, n - at, p + out, &used, &made)
             at += used
@@ -649,6 +671,10 @@ cdef class Relay:
         if self.is_backend_done:
             return 0
         self.backend_seen_s = self.hub.now_s
+        if self.is_pipe:
+            self.bytes_out += n
+            self.hub.count[BYTES_OUT] += <int64_t>n
+            return self.client.push(p, n)
         if self.opcode == OP_BINARY:
             return self.send_frame(p, n)
         return self.send_text(p, n)
@@ -739,7 +765,7 @@ cdef class Relay:
         """EOF or reset from the client."""
         if not self.is_close_received and (self.state == STATE_OPEN or self.is_verdict_awaited):
             self.is_input_kept = not self.policy.fin_propagate
-            self.begin_draining(CODE_ABNORMAL, 0, "client")
+            self.begin_draining(CODE_NONE if self.is_pipe and not self.client.is_reset else CODE_ABNORMAL, 0, "client")
         self.is_client_done = True
         return self.settle()
 
@@ -756,6 +782,8 @@ cdef class Relay:
             return self.settle()
         if self.backend.is_reset:
             return self.begin_closing(CODE_INTERNAL, "backend")
+        if self.is_pipe:
+            return self.begin_closing(CODE_NONE, "backend")
         code = self.session.backend_ended()
         if code:
             return self.begin_closing(code, "backend")
@@ -803,6 +831,8 @@ cdef class Relay:
         payload[0] = <uint8_t>(code >> 8)
         payload[1] = <uint8_t>(code & 0xFF)
         self.is_close_sent = True
+        if self.is_pipe:
+            return 0        # whatever is under way is not ours to interrupt
         return self.client.push(payload - header, header + n)
 
     cdef int begin_ending(self, State state) except -1:
@@ -830,7 +860,7 @@ cdef class Relay:
                 self.send_close(self.answer_code)
             if self.state == STATE_ENDED:
                 return 0
-        if self.state == STATE_CLOSING and (self.is_close_received or self.client.is_read_ended):
+        if self.state == STATE_CLOSING and (self.is_close_received or self.client.is_read_ended or self.is_pipe):
             self.client.shut()
         is_client_over = self.client.is_read_ended and (self.client.is_shut or self.client.is_write_dead)
         is_backend_over = self.backend.is_read_ended and (self.backend.is_shut or self.backend.is_write_dead)

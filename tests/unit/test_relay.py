@@ -124,6 +124,7 @@ class Bench:
     in      client, backend  how their pairs are made
             bulk_bytes       0: as read_bytes
             narrow           SO_SNDBUF of both of the relay's ends, so that queues form early
+            is_pipe          as the Relay's; the backend's connection is one that has been asked before
             is_joined        False: stop before `join`, as while the backend's transport is being made
             counters         the Hub's
             the rest         is the Policy's
@@ -141,6 +142,7 @@ class Bench:
         turn_bytes: int = TURN_BYTES,
         is_binary: bool = False,
         is_joined: bool = True,
+        is_pipe: bool = False,
         close_timeout_s: float = 5.0,
         counters: memoryview | None = None,
         **policy: float,
@@ -149,6 +151,7 @@ class Bench:
         self._narrow = narrow
         self._sizes = {"read_bytes": read_bytes, "bulk_bytes": bulk_bytes or read_bytes, "turn_bytes": turn_bytes}
         self._is_joined = is_joined
+        self._is_pipe = is_pipe
         self._counters = counters
         self._policy = Policy(is_binary=is_binary, close_timeout_s=close_timeout_s, **(OFF | policy))
 
@@ -173,7 +176,9 @@ class Bench:
         self.client_socket, self.backend_socket = near_client, near_backend
         self.client_leg = ClientLeg(self.hub, near_client.fileno())
         self.backend_leg = BackendLeg(self.hub, near_backend.fileno())
-        self.relay = Relay(self.hub, self._policy, self.client_leg, self.backend_leg, self.session)
+        self.relay = Relay(
+            self.hub, self._policy, self.client_leg, self.backend_leg, self.session, is_pipe=self._is_pipe
+        )
         self.is_over_transports = IO.get() == "protocol"
         if self.is_over_transports:
             self.transport, _ = await self.loop.connect_accepted_socket(_Head, near_client)
@@ -193,6 +198,14 @@ class Bench:
 
     async def attach(self) -> None:
         """Have the backend's leg read."""
+        if self._is_pipe:
+            if self.is_over_transports:
+                near, self.backend_socket = self.backend_socket, _lent(self.backend_socket)
+                near.detach()
+            transport = PlainTransport(self.hub, self.backend_socket.fileno(), _Head())
+            transport.pause_reading()
+            self.relay.adopt(transport)
+            return
         if not self.is_over_transports:
             self.backend_leg.own()
             return
@@ -212,6 +225,7 @@ class Bench:
         self.hub.close()
         if not self.is_over_transports:
             self.client_socket.detach()
+        if self._is_pipe or not self.is_over_transports:
             self.backend_socket.detach()
         if kind is None:
             await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
@@ -2298,5 +2312,151 @@ def test_counters_that_cannot_be_counted_in_are_refused(run: Run, counters):
                 counters=counters,
             ).close()
         assert len(wheel) == 0
+
+    run(check())
+
+
+# --- a pipe
+
+
+@pytest.mark.parametrize("pair", [unix_pair, tcp_pair])
+def test_a_pipe_passes_bytes_on_as_they_are(run: Run, pair):
+    """Whatever they look like: frames with masks, broken ones, no UTF-8."""
+    said, answered = frame(TEXT, b"\xff") + b"\xff" * 1000, b"\x00\x85\xff\xfe" * 1000
+
+    async def check() -> None:
+        async with Bench(client=pair, backend=pair, is_pipe=True) as bench:
+            await bench.client.send(said)
+            assert await bench.backend.recv_exactly(len(said)) == said
+            await bench.backend.send(answered)
+            assert await bench.client.recv_exactly(len(answered)) == answered
+            assert (bench.relay.bytes_in, bench.relay.bytes_out) == (len(said), len(answered))
+            assert (bench.relay.messages_in, bench.relay.messages_out) == (0, 0)
+            bench.client.close()
+
+    run(check())
+
+
+@pytest.mark.parametrize("narrow", [None, 4096])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_pipe_loses_nothing_at_the_end_of_either_side(run: Run, seed, narrow):
+    """One side ends after what it had to say; the other one hears all of it, and the end, and may still answer."""
+    chance = random.Random(seed)
+    sizes = [chance.randrange(1, 400_000) for _ in range(2)]
+
+    async def check() -> None:
+        async with Bench(client=tcp_pair, backend=unix_pair, narrow=narrow, is_pipe=True) as bench:
+            ends = [bench.client, bench.backend]
+            if seed % 2:
+                ends.reverse()
+            first, second = ends
+            words = [chance.randbytes(size) for size in sizes]
+
+            async def end() -> None:
+                await first.send(words[0])
+                first.half_close()
+
+            telling = asyncio.ensure_future(end())
+            if first is bench.client:
+                assert await second.recv_to_end() == words[0]
+                hearing = asyncio.ensure_future(first.recv_to_end())
+                await second.send(words[1])
+                second.half_close()
+                assert await hearing == words[1]
+            else:
+                assert await second.recv_to_end() == words[0]
+                second.half_close()
+            await telling
+            await bench.ended()
+            assert bench.relay.close_code == 1005
+
+    run(check())
+
+
+def test_what_came_behind_both_heads_goes_first(run: Run):
+    async def check() -> None:
+        async with Bench(is_pipe=True, is_joined=False) as bench:
+            await bench.attach()
+            bench.relay.join(bytearray(b"early"), False, bytearray(b"told"), False)
+            assert await bench.backend.recv_exactly(5) == b"early"
+            assert await bench.client.recv_exactly(4) == b"told"
+            bench.client.close()
+
+    run(check())
+
+
+def test_a_backend_that_had_ended_before_the_join_is_heard(run: Run):
+    async def check() -> None:
+        async with Bench(is_pipe=True, is_joined=False) as bench:
+            await bench.attach()
+            bench.relay.join(bytearray(b"early"), False, bytearray(b"told"), True)
+            assert await bench.client.recv_to_end() == b"told"
+            bench.client.close()
+            await bench.ended()
+
+    run(check())
+
+
+def test_a_pipe_holds_back_a_side_whose_other_one_does_not_read(run: Run):
+    async def check() -> None:
+        async with Bench(client=tight_tcp_pair, is_pipe=True) as bench:
+            said = await bench.stuff_client()
+            bench.backend.half_close()
+            assert await bench.client.recv_to_end() == said
+            bench.client.close()
+            await bench.ended()
+
+    run(check())
+
+
+def test_a_reset_ends_a_pipe_and_is_told(run: Run):
+    async def check() -> None:
+        async with Bench(client=tcp_pair, backend=tcp_pair, is_pipe=True) as bench:
+            bench.client.reset()
+            await bench.backend.gone()
+            bench.backend.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (ABNORMAL, "client")
+        async with Bench(client=tcp_pair, backend=tcp_pair, is_pipe=True) as bench:
+            bench.backend.reset()
+            await bench.client.gone()
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (INTERNAL, "backend")
+
+    run(check())
+
+
+def test_a_pipe_is_neither_pinged_nor_closed_by_a_frame(run: Run):
+    """Whatever is under way there is not ours to interrupt."""
+
+    async def check() -> None:
+        async with Bench(is_pipe=True) as bench:
+            bench.relay.leave(GOING_AWAY)
+            assert await bench.backend.recv_to_end() == b""
+            bench.backend.close()
+            assert await bench.client.recv_to_end() == b""
+            bench.client.close()
+            await bench.ended()
+            assert (bench.relay.close_code, bench.relay.closed_by) == (GOING_AWAY, "server")
+        async with Bench(is_pipe=True) as bench:
+            bench.relay.abort(GOING_AWAY)
+            assert await bench.client.recv_to_end() == b""
+
+    run(check())
+
+
+def test_a_pipe_in_silence_ends_after_max_read_idle(run: Run):
+    async def check() -> None:
+        async with Bench(is_pipe=True, max_read_idle_s=30.0) as bench:
+            await bench.wait(29.0)
+            assert not bench.has_ended
+            await bench.wait(1.0 + SLACK_S)
+            assert await bench.backend.recv_to_end() == b""
+            bench.backend.close()
+            assert await bench.client.recv_to_end() == b""
+            bench.client.close()
+            await bench.ended()
+            assert bench.relay.close_code == GOING_AWAY
 
     run(check())

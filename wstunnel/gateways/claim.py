@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from wstunnel.proto.request import Request
+from wstunnel._hub import Hub
+from wstunnel.net.h1 import Exchange, Taken
+from wstunnel.proto.request import Headers, Request
 from wstunnel.supervise.child import ExitStatus
 
-__all__ = ["Claim", "Connected", "Gateway"]
+__all__ = ["Claim", "Connected", "Gateway", "HttpGateway", "Upgraded"]
 
 
 class Claim(Protocol):
@@ -50,8 +52,45 @@ class Connected:
         self.lease.release()
 
 
+@dataclass(slots=True)
+class Upgraded:
+    """A backend that has answered a handshake with 101: from here on bytes are piped as they are.
+
+    headers  what the client is told with its 101, Upgrade and Connection included
+    backend  its connection; `leftover` goes to the client before anything else
+    """
+
+    headers: Headers
+    backend: Taken
+    lease: Claim
+
+    def close(self) -> None:
+        """Give the backend back instead."""
+        self.backend.transport.abort()
+        self.lease.release()
+
+
 class Gateway(Protocol):
     """How a route reaches its backend."""
 
     async def connect(self, request: Request) -> Connected:
         """A backend, connected before the client hears of it. raises BackendError when none can be had."""
+
+
+class HttpGateway(Protocol):
+    """How a route has its requests answered by something that speaks of requests."""
+
+    def open(self, hub: Hub) -> None:
+        """Have `hub` read the backends from now on; called once, before any request."""
+
+    def close(self) -> None:
+        """Give back what is kept between requests; called once, when all of them are over."""
+
+    def finds(self, request: Request) -> object:
+        """Is it for this route, as far as a matching path can tell? If not, later routes are asked."""
+
+    async def serve(self, exchange: Exchange) -> Upgraded | None:
+        """Answer a request; or the backend that has agreed to a WebSocket, to be joined with the client.
+
+        raises  PeerError for a request that is refused, BackendError when there is nobody to answer it
+        """

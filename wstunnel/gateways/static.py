@@ -20,6 +20,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from urllib.parse import quote
 
+from wstunnel._hub import Hub
 from wstunnel.errors import StartError, TunnelError
 from wstunnel.limits import FileLimits
 from wstunnel.net.h1 import Exchange
@@ -130,6 +131,16 @@ class StaticGateway:
         except OSError as error:
             raise StartError(f"document-root {root}: {error.strerror}") from None
         self._root, self._limits = root, limits
+
+    def open(self, hub: Hub) -> None:
+        """Nothing: files are no backends."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
+
+    def finds(self, request: Request) -> bool:
+        """Any request that is no handshake; what is not there is a 404."""
+        return not request.wants_websocket
 
     async def serve(self, exchange: Exchange) -> None:
         """Send one whole answer.

@@ -85,7 +85,6 @@ class _Carrier:
         self._worker = Worker(
             self._listeners,
             self._service.routes,
-            self._service.static,
             max_connections=connection_budget(settings.max_connections, limits.accept),
             limits=limits,
             row=self._row,

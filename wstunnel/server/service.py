@@ -12,7 +12,7 @@ from wstunnel.gateways.claim import Gateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import Forker, StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
-from wstunnel.server.routes import TunnelRoute
+from wstunnel.server.routes import HttpRoute, TunnelRoute
 from wstunnel.settings import Host, Route, Settings
 from wstunnel.supervise.balance import Balancer, HostSlots
 from wstunnel.supervise.board import Board
@@ -65,11 +65,13 @@ class Service:
         self._settings, self._forker = settings, forker
         self._slots: defaultdict[int, list[Slot]] = defaultdict(list)
         limits = settings.limits
-        self.static = None if settings.document_root is None else StaticGateway(settings.document_root, limits.file)
-        self.routes = [
+        self.routes: list[TunnelRoute | HttpRoute] = [
             TunnelRoute(route, self._gateway(index, route, places[index]))
             for index, route in enumerate(settings.routes)
         ]
+        if settings.document_root is not None:
+            files = Route(gateway="static", docroot=settings.document_root)
+            self.routes.append(HttpRoute(files, StaticGateway(settings.document_root, limits.file)))
 
     def note_death(self, row: int) -> None:
         """The process of the slot with this row has ended."""

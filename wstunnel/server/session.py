@@ -7,10 +7,11 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
-from wstunnel.gateways.claim import Connected
+from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
 from wstunnel.proto.close import CloseCode
@@ -31,7 +32,6 @@ class Session:
     """
 
     __slots__ = (
-        "_fd",
         "_hub",
         "_lease",
         "_limits",
@@ -48,14 +48,14 @@ class Session:
         self,
         hub: Hub,
         request: Request,
-        connected: Connected,
+        lease: Claim,
         *,
         limits: Limits,
         on_ended: Callable[[Session], None],
         row: memoryview,
     ) -> None:
         self._hub = hub
-        self._fd, self._lease = connected.fd, connected.lease
+        self._lease = lease
         self._limits = limits
         self._on_ended = on_ended
         self._row = row
@@ -65,9 +65,9 @@ class Session:
         self._verdict: asyncio.Task[None] | None = None
         self.relay: Relay
 
-    async def open(self, taken: Taken, policy: Policy, *, is_binary: bool) -> None:
+    async def open(self, taken: Taken, backend_fd: int, policy: Policy, *, is_binary: bool) -> None:
         """Let bytes flow, the 101 being out. Both sockets are the relay's from here on."""
-        transport, backend_fd = taken.transport, self._fd
+        transport = taken.transport
         client = ClientLeg(self._hub, transport.get_extra_info("socket").fileno())
         backend = BackendLeg(self._hub, backend_fd)
         self.relay = Relay(self._hub, policy, client, backend, self, is_binary)
@@ -90,6 +90,22 @@ class Session:
                 os.close(backend_fd)
             raise
         self.relay.join(bytearray(taken.leftover), taken.is_at_eof)
+
+    def pipe(self, taken: Taken, backend: Taken, policy: Policy) -> None:
+        """Let bytes through as they are, both 101s being out. Both connections are the relay's from here on."""
+        client = ClientLeg(self._hub, taken.transport.get_extra_info("socket").fileno())
+        transport = cast(PlainTransport, backend.transport)
+        self.relay = Relay(self._hub, policy, client, BackendLeg(self._hub, transport.fileno()), self, is_pipe=True)
+        self._row[_OPENED] += 1
+        self._row[_TUNNELS] += 1
+        try:
+            self.relay.open(taken.transport)
+            self.relay.adopt(transport)
+        except BaseException:
+            self.relay.abort(CloseCode.INTERNAL_ERROR)
+            transport.abort()
+            raise
+        self.relay.join(bytearray(taken.leftover), taken.is_at_eof, bytearray(backend.leftover), backend.is_at_eof)
 
     def backend_ended(self) -> int:
         """The close code for a backend that ended its connection; 0: its process is exiting, `verdict` follows."""

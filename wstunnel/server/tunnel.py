@@ -77,7 +77,6 @@ class Tunnel:
             self._worker = Worker(
                 self._listeners,
                 service.routes,
-                service.static,
                 max_connections=max_connections,
                 limits=limits,
                 row=row,

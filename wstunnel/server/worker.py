@@ -7,18 +7,20 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from math import ceil
 from typing import Any
 
 from wstunnel._hub import Hub, PlainTransport
-from wstunnel.gateways.static import StaticGateway
+from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
 from wstunnel.net.accept import Acceptor
-from wstunnel.net.h1 import H1Connection
+from wstunnel.net.h1 import Exchange, H1Connection
 from wstunnel.net.listen import Listener
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.close import CloseCode
-from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
+from wstunnel.proto.http1 import encode_head
+from wstunnel.server.routes import HttpRoute, OpenPipe, OpenTunnel, Router, TunnelRoute
 from wstunnel.server.session import Session
 from wstunnel.settings import Io
 from wstunnel.supervise.board import WorkerColumn
@@ -40,8 +42,7 @@ class Worker:
     def __init__(
         self,
         listeners: Sequence[Listener],
-        routes: Sequence[TunnelRoute],
-        static: StaticGateway | None,
+        routes: Sequence[TunnelRoute | HttpRoute],
         *,
         max_connections: int,
         limits: Limits,
@@ -70,7 +71,10 @@ class Worker:
             on_connection=self._admit,
             may_accept=may_accept,
         )
-        self._router = Router(routes, static, limits=limits, tunnel=self._open_tunnel, row=row)
+        self._gateways = [route.gateway for route in routes if isinstance(route, HttpRoute)]
+        for gateway in self._gateways:
+            gateway.open(self._hub)
+        self._router = Router(routes, limits=limits, tunnel=self._open_tunnel, pipe=self._open_pipe, row=row)
         self._admissions: set[asyncio.Task[Any]] = set()
         self._connections: set[H1Connection] = set()
         self._sessions: set[Session] = set()
@@ -139,6 +143,8 @@ class Worker:
 
     def close(self) -> None:
         """Give the loop back; nothing is open any more."""
+        for gateway in self._gateways:
+            gateway.close()
         self._wheel.stop()
         self._hub.close()
 
@@ -198,17 +204,33 @@ class Worker:
         except BaseException:
             opening.connected.close()
             raise
+        session = self._session(exchange, opening.connected.lease)
+        await session.open(taken, opening.connected.fd, opening.policy, is_binary=opening.is_binary)
+        self._leave_if_late(session)
+
+    async def _open_pipe(self, opening: OpenPipe) -> None:
+        """The backend has agreed to the handshake: pass its answer on and join the two."""
+        exchange, upgraded = opening.exchange, opening.upgraded
+        try:
+            taken = await exchange.take_over(encode_head(HTTPStatus.SWITCHING_PROTOCOLS, upgraded.headers))
+        except BaseException:
+            upgraded.close()
+            raise
+        session = self._session(exchange, upgraded.lease)
+        session.pipe(taken, upgraded.backend, opening.policy)
+        self._leave_if_late(session)
+
+    def _session(self, exchange: Exchange, lease: Claim) -> Session:
+        """In the place of the connection that it was."""
         self._connections.discard(exchange.connection)
         session = Session(
-            self._hub,
-            exchange.request,
-            opening.connected,
-            limits=self._limits,
-            row=self._row,
-            on_ended=self._session_ended,
+            self._hub, exchange.request, lease, limits=self._limits, row=self._row, on_ended=self._session_ended
         )
         self._sessions.add(session)
-        await session.open(taken, opening.policy, is_binary=opening.is_binary)
+        return session
+
+    def _leave_if_late(self, session: Session) -> None:
+        """It was opened while the others were asked to end."""
         if self._leave_code is not None:
             self._leave(session, self._leave_code)
 

@@ -12,8 +12,8 @@ import pytest
 from wstunnel.errors import BackendError, PeerError
 from wstunnel.limits import Limits
 from wstunnel.proto.request import Request
-from wstunnel.server.routes import OpenTunnel, Router, TunnelRoute
-from wstunnel.settings import Host, Route
+from wstunnel.server.routes import HttpRoute, OpenPipe, OpenTunnel, Router, TunnelRoute
+from wstunnel.settings import Condition, Host, Route
 from wstunnel.supervise.board import WORKER_WORDS, WorkerColumn
 
 PLAIN = Request(
@@ -64,26 +64,46 @@ class Gateway:
         return self
 
 
-class Static:
-    def __init__(self) -> None:
-        self.served: list[Request] = []
+class Http:
+    """Something that answers requests, or makes of one what it was given."""
 
-    async def serve(self, exchange: Any) -> None:
+    def __init__(self, *, upgraded: Any = None, error: BackendError | None = None, finds: bool = True) -> None:
+        self.served: list[Request] = []
+        self._upgraded, self._error, self._finds = upgraded, error, finds
+
+    def finds(self, request: Request) -> bool:
+        return self._finds
+
+    async def serve(self, exchange: Any) -> Any:
         self.served.append(exchange.request)
+        if self._error is not None:
+            raise self._error
+        return self._upgraded
+
+
+class Static(Http):
+    def finds(self, request: Request) -> bool:
+        return not request.wants_websocket
 
 
 class Stand:
     """A router over routes that all have a backend, and what became of one request."""
 
     def __init__(self, *routes: Route, static: Static | None = None, error: BackendError | None = None) -> None:
-        self.routes = [TunnelRoute(route, Gateway(error)) for route in routes]
+        self.routes: list[Any] = [TunnelRoute(route, Gateway(error)) for route in routes]
         self.static = static
+        if static is not None:
+            self.routes.append(HttpRoute(Route(gateway="static"), static))
         self.opened: list[OpenTunnel] = []
+        self.piped: list[OpenPipe] = []
         self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
-        self.router = Router(self.routes, static, limits=Limits(), tunnel=self._open, row=self.row)
+        self.router = Router(self.routes, limits=Limits(), tunnel=self._open, pipe=self._pipe, row=self.row)
 
     async def _open(self, opening: OpenTunnel) -> None:
         self.opened.append(opening)
+
+    async def _pipe(self, opening: OpenPipe) -> None:
+        self.piped.append(opening)
 
     def serve(self, request: Request) -> Exchange:
         exchange = Exchange(request)
@@ -380,3 +400,96 @@ def test_what_is_served_is_not_logged(caplog):
     stand.serve(PLAIN)
     stand.serve(UPGRADE)
     assert caplog.messages == []
+
+
+# --- backends that speak of requests
+
+
+def http(stand: Stand, route: Route, gateway: Http) -> Http:
+    """Put a route in front of all others."""
+    stand.routes.insert(0, HttpRoute(route, gateway))
+    return gateway
+
+
+@pytest.mark.parametrize("request_", [PLAIN, replace(PLAIN, method="POST", body_bytes=5), UPGRADE])
+def test_a_backend_that_speaks_http_gets_every_request_of_its_path(request_):
+    stand = Stand(Route(path="/"))
+    gateway = http(stand, Route(path="/", gateway="proxy"), Http())
+    stand.serve(request_)
+    assert gateway.served == [request_]
+    assert not stand.piped
+    assert not stand.opened
+
+
+def test_what_a_gateway_does_not_find_is_for_the_next_route():
+    stand = Stand(Route(path="/"))
+    gateway = http(stand, Route(path="/", gateway="cgi"), Http(finds=False))
+    assert stand.taken("/") == 1
+    assert gateway.served == []
+
+
+def test_a_plain_request_passes_a_tunnel_by():
+    stand = Stand(Route(path="/"))
+    gateway = Http()
+    stand.routes.append(HttpRoute(Route(path="/", gateway="proxy"), gateway))
+    stand.serve(PLAIN)
+    stand.serve(UPGRADE)
+    assert gateway.served == [PLAIN]
+    assert len(stand.opened) == 1
+
+
+class Upgraded:
+    """A backend that has agreed."""
+
+    def __init__(self) -> None:
+        self.lease = Gateway()
+
+
+def test_an_upgrade_that_a_backend_agreed_to_is_piped_with_the_policy_of_its_host():
+    stand = Stand()
+    hosts = (Host(port=1, read_timeout_s=1.0), Host(port=2, read_timeout_s=2.0))
+    upgraded = Upgraded()
+    upgraded.lease.host_index = 1
+    http(stand, Route(path="/", gateway="proxy", upgrade=True, hosts=hosts), Http(upgraded=upgraded))
+    stand.serve(UPGRADE)
+    (opening,) = stand.piped
+    assert opening.upgraded is upgraded
+    assert (opening.policy.read_timeout_s, opening.policy.ping_interval_s) == (2.0, 0.0)
+
+
+def test_a_page_of_another_origin_opens_no_pipe_but_may_ask():
+    stand = Stand()
+    gateway = http(stand, Route(path="/", gateway="proxy", upgrade=True), Http())
+    strange = (*UPGRADE.headers, ("origin", "https://evil.test"))
+    with pytest.raises(PeerError) as raised:
+        stand.serve(replace(UPGRADE, headers=strange))
+    assert raised.value.status == 403
+    assert gateway.served == []
+    stand.serve(replace(PLAIN, headers=(*PLAIN.headers, ("origin", "https://evil.test"))))
+    assert len(gateway.served) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (502, "the backend gave no answer that could be passed on"),
+        (503, "no backend can be had"),
+        (504, "the backend did not answer in time"),
+    ],
+)
+def test_a_backend_that_fails_is_told_by_its_status_and_counted(status, text):
+    stand = Stand()
+    http(stand, Route(path="/", gateway="proxy"), Http(error=BackendError("secret", status=status)))
+    assert stand.serve(PLAIN).refusal == (status, text, (("Retry-After", str(Limits().spawn.retry_after_s)),))
+    assert stand.counted() == {WorkerColumn.REFUSED: 1}
+
+
+# --- conditions
+
+
+def test_a_route_is_taken_only_where_all_its_conditions_hold():
+    when = (Condition("host", "==", "here.test"), Condition("url", "=~", r"\.ws$"))
+    stand = Stand(Route(path="/a", when=when), Route(path="/"))
+    assert stand.taken("/a/x.ws") == 0
+    assert stand.taken("/a/x") == 1
+    assert stand.taken("/b.ws") == 1

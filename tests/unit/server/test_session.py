@@ -14,7 +14,6 @@ from tests.wire.clients import BINARY, Client, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
 from wstunnel._hub import Hub
 from wstunnel._relay import Policy
-from wstunnel.gateways.claim import Connected
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Taken
 from wstunnel.net.wheel import TimerWheel
@@ -91,10 +90,11 @@ class Stand:
         self.lease = Claim()
         self.over: list[Session] = []
         self.row = memoryview(bytearray(8 * WORKER_WORDS)).cast("q")
+        self._backend_fd = backend.detach()
         self.session = Session(
             self._hub,
             REQUEST,
-            Connected(backend.detach(), self.lease),
+            self.lease,
             limits=Limits(),
             on_ended=self.over.append,
             row=self.row,
@@ -102,7 +102,8 @@ class Stand:
         return self
 
     async def open(self, leftover: bytes = b"", *, is_at_eof: bool = False, is_binary: bool = False) -> None:
-        await self.session.open(Taken(self._transport, leftover, is_at_eof), POLICY, is_binary=is_binary)
+        taken = Taken(self._transport, leftover, is_at_eof)
+        await self.session.open(taken, self._backend_fd, POLICY, is_binary=is_binary)
 
     def counted(self) -> dict[int, int]:
         """The words of the worker's row that are not 0."""

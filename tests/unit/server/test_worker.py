@@ -21,7 +21,7 @@ from wstunnel.limits import FileLimits, Limits, RelayLimits
 from wstunnel.net.listen import open_listener
 from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
-from wstunnel.server.routes import TunnelRoute
+from wstunnel.server.routes import HttpRoute, TunnelRoute
 from wstunnel.server.worker import Worker
 from wstunnel.settings import Io, Route, TcpAddress
 from wstunnel.supervise.board import Board, WorkerColumn, close_column
@@ -99,11 +99,12 @@ class Stand:
         self._fds = _descriptors()
         self.listener = open_listener(TcpAddress("127.0.0.1", 0), backlog=64)
         self.gateway = Gateway()
-        static = None if self._root is None else StaticGateway(self._root, FileLimits())
+        routes: list[TunnelRoute | HttpRoute] = [TunnelRoute(self._route, self.gateway)]
+        if self._root is not None:
+            routes.append(HttpRoute(Route(gateway="static"), StaticGateway(self._root, FileLimits())))
         self.worker = Worker(
             [self.listener],
-            [TunnelRoute(self._route, self.gateway)],
-            static,
+            routes,
             max_connections=self._max_connections,
             limits=self._limits,
             row=self.row,
