@@ -268,7 +268,8 @@ cdef class Stream:
         cdef uint32_t used
         if self.queue_bytes or getsockopt(self.fd, SOL_SOCKET, SO_MEMINFO, memory, &length) < 0:
             return 0
-        used = max(memory[SK_MEMINFO_WMEM_ALLOC], memory[SK_MEMINFO_WMEM_QUEUED])  # UNIX counts in one, TCP in the other
+        # UNIX sockets count in the one, TCP in the other
+        used = max(memory[SK_MEMINFO_WMEM_ALLOC], memory[SK_MEMINFO_WMEM_QUEUED])
         return memory[SK_MEMINFO_SNDBUF] - min(used, memory[SK_MEMINFO_SNDBUF])
 
     cdef int forget_queue(self) noexcept:
