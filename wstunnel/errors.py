@@ -4,6 +4,7 @@
     +-- PeerError        the client broke a rule; carries the HTTP status or close code it gets
     |   +-- LimitError   the client went past a bound in Limits
     +-- BackendError     the backend is missing, refuses, or broke
+    +-- CutAnswerError   the backend broke in the middle of an answer that the client has the beginning of
     +-- ConfigError      what the operator wrote cannot be used (exit code 2)
     +-- StartError       what the operator wrote cannot be had on this machine now (exit code 1)
 
@@ -16,7 +17,16 @@ import codecs
 
 from wstunnel.limits import LogLimits
 
-__all__ = ["BackendError", "ConfigError", "LimitError", "PeerError", "StartError", "TunnelError", "safe"]
+__all__ = [
+    "BackendError",
+    "ConfigError",
+    "CutAnswerError",
+    "LimitError",
+    "PeerError",
+    "StartError",
+    "TunnelError",
+    "safe",
+]
 
 # Looked up now: Python loads a codec from a file at its first use, for which there may be no descriptor left then.
 _escape = codecs.getencoder("unicode_escape")
@@ -69,6 +79,10 @@ class BackendError(TunnelError):
     def __init__(self, text: str, *, status: int = 503) -> None:
         super().__init__(text)
         self.status = status
+
+
+class CutAnswerError(TunnelError):
+    """An answer broke off behind its head. No status can be said any more: the client's connection must end."""
 
 
 class ConfigError(TunnelError):

@@ -216,6 +216,8 @@ class GatewayLimits:
     max_head_bytes: int = 64 * 1024
     """The head of a program's answer."""
     max_fields: int = 256
+    max_collected_bytes: int = 1024 * 1024
+    """A chunked body that is collected because its backend wants to know its length first."""
     max_ignored_bytes: int = 64 * 1024
     """FastCGI records in a row that say nothing to the request, their headers included."""
 
