@@ -1,9 +1,8 @@
 """Files under one folder, for plain GET and HEAD.
 
-Nothing outside the folder is reached: a path is walked name by name from the folder's own descriptor, no name may
-be a symbolic link, and what is not a regular file is not there. Every refusal that depends on the disk is the same
-404, so that an answer tells nothing about what lies beside the files. There is no directory listing: a folder
-without `index.html` is a 404 too.
+Nothing outside the folder is reached (`wstunnel.folders`), and what is not a regular file is not there. Every refusal
+that depends on the disk is the same 404, so that an answer tells nothing about what lies beside the files. There is no
+directory listing: a folder without `index.html` is a 404 too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from types import MappingProxyType
 from urllib.parse import quote
 
 from wstunnel._hub import Hub
-from wstunnel.errors import StartError, TunnelError
+from wstunnel.errors import TunnelError
+from wstunnel.folders import check_folder, names_of, open_file
 from wstunnel.limits import FileLimits
 from wstunnel.net.h1 import Exchange
 from wstunnel.proto.request import Headers, Request
@@ -29,10 +29,6 @@ from wstunnel.proto.request import Headers, Request
 __all__ = ["ShortFileError", "StaticGateway"]
 
 _INDEX = b"index.html"
-_ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_FOLDER_FLAGS = _ROOT_FLAGS | os.O_NOFOLLOW
-# O_NONBLOCK: a FIFO opens at once instead of waiting for its writer; O_NOCTTY: a terminal does not become ours.
-_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 
@@ -126,10 +122,7 @@ class StaticGateway:
     __slots__ = ("_limits", "_root")
 
     def __init__(self, root: str, limits: FileLimits) -> None:
-        try:
-            os.close(os.open(root, _ROOT_FLAGS))
-        except OSError as error:
-            raise StartError(f"document-root {root}: {error.strerror}") from None
+        check_folder(root, option="document-root")
         self._root, self._limits = root, limits
 
     def open(self, hub: Hub) -> None:
@@ -172,7 +165,7 @@ class StaticGateway:
 
     def _open(self, names: list[bytes]) -> _File:
         """The file at the end of `names`; IsADirectoryError for a folder, OSError for all else that is no file."""
-        fd = _open_beneath(self._root, names)
+        fd = open_file(self._root, names)
         try:
             found = os.fstat(fd)
             if stat.S_ISDIR(found.st_mode):
@@ -239,35 +232,11 @@ async def _refuse(exchange: Exchange, status: HTTPStatus, headers: Headers = ())
 
 
 def _names(path: str) -> list[bytes] | None:
-    """The names to walk for a request path, `index.html` added after a last slash; None: never a file of ours.
-
-    Hidden names are refused whole, which takes `.` and `..` with them; so are names with a backslash, which some
-    browsers take for a slash. An empty name is left to the kernel, which knows none.
-    """
-    try:
-        first, *names = path.encode("utf-8", "surrogateescape").split(b"/")
-    except UnicodeEncodeError:
-        return None
-    if first or not names:
-        return None
-    if not names[-1]:
+    """The names to walk for a request path, `index.html` added after a last slash; None: never a file of ours."""
+    names = names_of(path)
+    if names is not None and not names[-1]:
         names[-1] = _INDEX
-    if any(name.startswith(b".") or b"\0" in name or b"\\" in name for name in names):
-        return None
     return names
-
-
-def _open_beneath(root: str, names: list[bytes]) -> int:
-    """A descriptor of what stands at `names` under `root`; no name is followed if it is a symbolic link."""
-    folder = os.open(root, _ROOT_FLAGS)
-    try:
-        for name in names[:-1]:
-            inner = os.open(name, _FOLDER_FLAGS, dir_fd=folder)
-            os.close(folder)
-            folder = inner
-        return os.open(names[-1], _FILE_FLAGS, dir_fd=folder)
-    finally:
-        os.close(folder)
 
 
 def _status_of(error: OSError) -> HTTPStatus:
@@ -279,7 +248,7 @@ def _status_of(error: OSError) -> HTTPStatus:
 
 
 def _with_slash(request: Request) -> str:
-    """Where a folder's page is: always a path of this host, because `_names` let no empty first name through."""
+    """Where a folder's page is: always a path of this host, because no empty first name leads anywhere."""
     path = quote(request.path.encode("utf-8", "surrogateescape")) + "/"
     query = quote(request.query.encode("latin-1", "replace"), safe=string.punctuation)
     return f"{path}?{query}" if query else path
