@@ -13,7 +13,7 @@ from wstunnel.limits import GatewayLimits
 from wstunnel.proto.request import Headers, Request
 from wstunnel.proto.response import ResponseHead, end_to_end
 
-__all__ = ["ResponseHeadReader", "variables"]
+__all__ = ["ResponseHeadReader", "is_variable", "variables"]
 
 _FIELD_NAME = re.compile(r"[a-z0-9-]+")
 """Names from which a variable is made. With `_`, or with what others turn into `_`, two names would be one variable,
@@ -28,6 +28,32 @@ _NOT_FIELDS = frozenset(
     }
 )
 _UPGRADE_FIELDS = frozenset({"upgrade", "connection"})
+_VARIABLES = frozenset(
+    {
+        "CONTENT_LENGTH",
+        "CONTENT_TYPE",
+        "DOCUMENT_ROOT",
+        "GATEWAY_INTERFACE",
+        "HTTPS",
+        "PATH_INFO",
+        "PATH_TRANSLATED",
+        "QUERY_STRING",
+        "REDIRECT_STATUS",
+        "REMOTE_ADDR",
+        "REMOTE_PORT",
+        "REQUEST_METHOD",
+        "REQUEST_SCHEME",
+        "REQUEST_URI",
+        "SCRIPT_FILENAME",
+        "SCRIPT_NAME",
+        "SERVER_ADDR",
+        "SERVER_NAME",
+        "SERVER_PORT",
+        "SERVER_PROTOCOL",
+        "SERVER_SOFTWARE",
+    }
+)
+_FIELD_VARIABLE = re.compile(r"HTTP_(?!PROXY\Z)[A-Z0-9_]+")
 _AUTHORITY = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::([0-9]*))?")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -113,6 +139,11 @@ def variables(
         if _CONTROL.search(value):
             raise PeerError(f'control character in {key}: "{safe(value)}"')
     return found
+
+
+def is_variable(name: str) -> bool:
+    """Is it a name that `variables` may say? Any other one could change what a program does: LD_PRELOAD, PERL5OPT."""
+    return name in _VARIABLES or _FIELD_VARIABLE.fullmatch(name) is not None
 
 
 class ResponseHeadReader:

@@ -118,10 +118,10 @@ class Hand:
                 self.is_ready = True
                 self._cancel_timer()
                 self._on_ready()
-            case Fork(request, index, environment) if sockets:
+            case Fork() if sockets:
                 self._forking += 1
-                self._do(self._fork(request, index, environment, sockets.pop()))
-            case Fork(request, _, _):
+                self._do(self._fork(message, sockets.pop()))
+            case Fork(request):
                 self.send(Unforked(request, 503, "the master had no descriptor left for the program's stream"))
             case Release(request):
                 fork = self._running.pop(request, None)
@@ -132,10 +132,11 @@ class Hand:
         for each in sockets:
             each.close()
 
-    async def _fork(self, request: int, index: int, environment: dict[str, str], stream: socket.socket) -> None:
+    async def _fork(self, asked: Fork, stream: socket.socket) -> None:
+        request = asked.request
         try:
             with stream:
-                fork = await self._forks.fork(index, environment, stream)
+                fork = await self._forks.fork(asked.index, asked.environment, stream, asked.script)
         except BackendError as error:
             self.send(Unforked(request, error.status, str(error)))
             return
@@ -147,7 +148,7 @@ class Hand:
 
     async def _watch(self, request: int, fork: RunningFork) -> None:
         status = await fork.wait()
-        self.send(Exited(request, status.word if status.is_known else None))
+        self.send(Exited(request, status.word if status.is_known else None, fork.last_words))
 
     def _do(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine)

@@ -66,11 +66,13 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Worker, with one descriptor: run the program of stdio route `index`; it is its stdin and stdout."""
+    """Worker, with one descriptor: run the program of stdio route `index`, or the script of a cgi route, by its path
+    under the route's folder; the descriptor is its stdin and stdout."""
 
     request: int
     index: int
     environment: dict[str, str]
+    script: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +94,12 @@ class Unforked:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """Master: the program of `request` has ended; `status` is ExitStatus.word, None: nobody could tell."""
+    """Master: the program of `request` has ended; `status` is ExitStatus.word, None: nobody could tell; `last_words`:
+    the last line of its stderr."""
 
     request: int
     status: int | None
+    last_words: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Programs per tunnel, as a worker process sees them: the master runs them, this end asks for it."""
+"""Programs per tunnel or request, as a worker process sees them: the master runs them, this end asks for it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ _LOST = "the master, who starts programs, is gone"
 
 
 class RemoteFork:
-    """A program that the master runs for one tunnel."""
+    """A program that the master runs for one tunnel or request."""
 
-    __slots__ = ("_exit_wait_s", "_forker", "_is_released", "_request", "_status", "pid")
+    __slots__ = ("_exit_wait_s", "_forker", "_is_released", "_request", "_status", "last_words", "pid")
 
     def __init__(self, forker: RemoteForker, request: int, pid: int, *, exit_wait_s: float) -> None:
         self.pid = pid
         self._forker, self._request = forker, request
         self._exit_wait_s = exit_wait_s
         self._is_released = False
+        self.last_words = ""
+        """The last line of its stderr, once it has ended."""
         self._status: asyncio.Future[ExitStatus] = asyncio.get_running_loop().create_future()
 
     def is_exiting(self) -> bool:
@@ -48,9 +50,10 @@ class RemoteFork:
             self._is_released = True
             self._forker.release(self._request)
 
-    def exited(self, status: ExitStatus) -> None:
+    def exited(self, status: ExitStatus, last_words: str) -> None:
         """The master says how it ended."""
         if not self._status.done():
+            self.last_words = last_words
             self._status.set_result(status)
 
 
@@ -70,8 +73,11 @@ class RemoteForker:
         self._asked: dict[int, asyncio.Future[RemoteFork]] = {}
         self._running: dict[int, RemoteFork] = {}
 
-    async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket) -> RemoteFork:
-        """Run the program of stdio route `index` with `stream`, which stays the caller's, as stdin and stdout.
+    async def fork(
+        self, index: int, environment: Mapping[str, str], stream: socket.socket, script: str = ""
+    ) -> RemoteFork:
+        """Run the program of stdio route `index`, or that script of a cgi route, with `stream` as stdin and stdout; it
+        stays the caller's.
 
         raises  BackendError when the master cannot or may not, does not answer, or is gone; LimitError when what the
                 client has said is too long to be passed on
@@ -86,7 +92,7 @@ class RemoteForker:
         answer: asyncio.Future[RemoteFork] = asyncio.get_running_loop().create_future()
         self._asked[request] = answer
         try:
-            self._send(Fork(request, index, dict(environment)), (theirs,))
+            self._send(Fork(request, index, dict(environment), script), (theirs,))
             async with asyncio.timeout(self._answer_s):
                 return await answer
         except TimeoutError as error:  # if it answers after all, the program is released
@@ -121,10 +127,10 @@ class RemoteForker:
                 asked = self._asked.get(request)
                 if asked is not None and not asked.done():
                     asked.set_exception(BackendError(why, status=status))
-            case Exited(request, status):
+            case Exited(request, status, last_words):
                 found = self._running.get(request)
                 if found is not None:
-                    found.exited(ExitStatus() if status is None else ExitStatus.of_word(status))
+                    found.exited(ExitStatus() if status is None else ExitStatus.of_word(status), last_words)
             case _:
                 pass
 

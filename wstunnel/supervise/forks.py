@@ -1,4 +1,4 @@
-"""Programs that run once per tunnel, with the tunnel as their standard input and output."""
+"""Programs that run once per tunnel or per request, with a stream of it as their standard input and output."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import signal
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
 from typing import Any
 
-from wstunnel.errors import BackendError, StartError
+from wstunnel.errors import BackendError, StartError, safe
 from wstunnel.limits import Limits
+from wstunnel.proto.cgi import is_variable
 from wstunnel.supervise import procfs
 from wstunnel.supervise.child import Child, ExitStatus, signal_orphans
+from wstunnel.supervise.scripts import ScriptFolder
 from wstunnel.supervise.spawn import CHILD_PATH, Program, check_program, find_program, spawn
-from wstunnel.supervise.stderr import StderrPipe
+from wstunnel.supervise.stderr import StderrPipe, printable
 
 __all__ = ["Fork", "ForkProgram", "Forks"]
 
@@ -31,9 +34,11 @@ _NO_ROOM = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 @dataclass(frozen=True, slots=True)
 class ForkProgram:
-    """A program of the settings.
+    """A program of the settings, or a folder of them.
 
-    in      environment  what every process of it has, whatever the request says
+    in      argv         empty where there are scripts
+            environment  what every process of it has, whatever the request says
+            scripts      each request names one of them
     bound   `max_forks` processes at once
     """
 
@@ -42,6 +47,7 @@ class ForkProgram:
     max_forks: int
     environment: Mapping[str, str] = field(default_factory=lambda: {"PATH": CHILD_PATH})
     kill_signal: int = signal.SIGTERM
+    scripts: ScriptFolder | None = None
 
 
 class _Kind:
@@ -59,7 +65,7 @@ class _Kind:
         "trouble",
     )
 
-    def __init__(self, program: ForkProgram, found: Program) -> None:
+    def __init__(self, program: ForkProgram, found: Program | None) -> None:
         self.program, self.found = program, found
         self.forks: set[Fork] = set()
         self.started = self.failed = 0
@@ -70,7 +76,9 @@ class _Kind:
 
 
 class Forks:
-    """Starts the programs of all stdio routes, watches them, and ends those whose tunnel is over.
+    """Starts the programs of all stdio and cgi routes, watches them, and ends those whose tunnel or request is over.
+
+    Whoever asks is not believed: nothing runs but what the settings name, with no variables but those of a request.
 
     in      programs        by the number of their route
             kill_timeout_s  from the kill signal to SIGKILL
@@ -101,52 +109,87 @@ class Forks:
         """Starts that failed, ever."""
         return self._kinds[index].failed
 
-    async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket) -> Fork:
-        """A process of its own for a tunnel.
+    async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket, script: str = "") -> Fork:
+        """A process of its own for a tunnel or a request.
 
         in      index        the number of the route
                 environment  the request's variables
                 stream       blocking; becomes its stdin and stdout, and stays the caller's
+                script       its path under the folder of a route that has scripts
         out     to be released when the tunnel is over. It leads its own process group, in the program's folder, with
                 no further descriptor; its stderr goes to our log
         raises  BackendError, with 503 when there are `max_forks` or the machine is short of something, with 502 when
-                the program cannot be executed
+                the program cannot be executed; 404 for what is no script, 403 for one that may not be executed
         """
-        kind = self._kinds[index]
+        kind = self._kinds.get(index)
+        if kind is None:
+            raise BackendError(f"route {index} has no program", status=HTTPStatus.BAD_GATEWAY)
+        _check_variables(environment)
         program = kind.program
         if self._is_stopping:
             raise BackendError(f"{program.name} is not started any more")
         if len(kind.forks) >= program.max_forks:
             self._note_full(kind)
             raise BackendError(f"max-forks = {program.max_forks} of {program.name} reached")
+        if program.scripts is not None:
+            fork = self._start_script(kind, program.scripts, script, environment, stream)
+        elif script:
+            raise BackendError(f"{program.name} runs no scripts", status=HTTPStatus.BAD_GATEWAY)
+        else:
+            fork = self._start_program(kind, environment, stream)
+        kind.started += 1
+        return fork
+
+    def _start_program(self, kind: _Kind, environment: Mapping[str, str], stream: socket.socket) -> Fork:
+        if kind.found is None:
+            raise BackendError(f"{kind.program.name} is not started any more")
         try:
-            fork = self._start(kind, environment, stream)
+            fork = self._start(kind, kind.found, kind.program.name, environment, stream)
         except StartError as error:
             kind.failed += 1
-            cause = error.__cause__
-            is_short = isinstance(cause, OSError) and cause.errno in _NO_ROOM
-            if is_short:
+            if _is_short(error):
                 self._note_short(kind, error)
             elif str(error) != kind.trouble:
                 kind.trouble = str(error)
                 _log.error("%s; tunnels are refused meanwhile", error)
-            raise BackendError(str(error), status=503 if is_short else 502) from error
-        kind.started += 1
+            raise _refusal(error) from error
         if kind.trouble is not None:
             kind.trouble = None
-            _log.info("%s: can be started again", program.name)
+            _log.info("%s: can be started again", kind.program.name)
         return fork
 
-    def _start(self, kind: _Kind, environment: Mapping[str, str], stream: socket.socket) -> Fork:
+    def _start_script(
+        self, kind: _Kind, scripts: ScriptFolder, file: str, environment: Mapping[str, str], stream: socket.socket
+    ) -> Fork:
+        try:
+            program = scripts.program(file)
+        except StartError as error:
+            kind.failed += 1
+            raise BackendError(str(error), status=HTTPStatus.FORBIDDEN) from error
+        if program is None:
+            raise BackendError(f'"{safe(file)}" is no script of {scripts.root}', status=HTTPStatus.NOT_FOUND)
+        name = printable(file.rpartition("/")[2].encode("utf-8", "surrogateescape"))
+        given = {**environment, **scripts.variables(file, environment.get("PATH_INFO", ""))}
+        try:
+            return self._start(kind, program, name, given, stream)
+        except StartError as error:
+            kind.failed += 1
+            if _is_short(error):
+                self._note_short(kind, error)
+            raise _refusal(error) from error
+
+    def _start(
+        self, kind: _Kind, program: Program, name: str, environment: Mapping[str, str], stream: socket.socket
+    ) -> Fork:
         # Programs get the client's bytes, whatever encoding our own locale has.
         given = {name: os.fsdecode(value.encode("utf-8", "surrogateescape")) for name, value in environment.items()}
         try:
             read_fd, write_fd = self._pipe()
         except OSError as error:
-            raise StartError(f"stdio {kind.found.path}: no pipe for its log: {error.strerror}") from error
+            raise StartError(f"{program.option} {program.path}: no pipe for its log: {error.strerror}") from error
         try:
             child = spawn(
-                kind.found,
+                program,
                 stdin=stream.fileno(),
                 stdout=stream.fileno(),
                 stderr_fd=write_fd,
@@ -157,7 +200,7 @@ class Forks:
             raise
         finally:
             os.close(write_fd)
-        return Fork(self, kind, child.pid, child, read_fd)
+        return Fork(self, kind, child.pid, child, read_fd, label=name)
 
     def _pipe(self) -> tuple[int, int]:
         """A pipe that is not made of the last descriptors: whoever starts programs needs some for other things too, a
@@ -248,8 +291,13 @@ class Forks:
         one that is gone run on."""
         forks = cls({}, limits, kill_timeout_s=kill_timeout_s)
         for index, facts in exported["programs"]:
-            program = ForkProgram(**{**facts, "argv": tuple(facts["argv"])})
-            forks._kinds[index] = _Kind(program, Program(program.argv[0], program.argv[1:]))
+            scripts = facts.get("scripts")
+            if scripts is not None:
+                scripts = ScriptFolder(
+                    scripts["root"], tuple((suffix, program) for suffix, program in scripts["assign"])
+                )
+            program = ForkProgram(**{**facts, "argv": tuple(facts["argv"]), "scripts": scripts})
+            forks._kinds[index] = _Kind(program, Program(program.argv[0], program.argv[1:]) if program.argv else None)
         for fd in exported["fds"]:
             os.set_inheritable(fd, False)
         for facts in exported["forks"]:
@@ -260,17 +308,41 @@ class Forks:
         """Every process that is not quite gone."""
         return {fork.pid: fork for fork in self._all()}
 
-    def _adopt(self, *, index: int, pid: int, pidfd: int | None, stderr: int, is_released: bool) -> None:
+    def _adopt(
+        self, *, index: int, pid: int, pidfd: int | None, stderr: int, is_released: bool, label: str | None = None
+    ) -> None:
+        kind = self._kinds[index]
         child = None if pidfd is None else Child(pid, pidfd)
-        fork = Fork(self, self._kinds[index], pid, child, stderr)
+        fork = Fork(self, kind, pid, child, stderr, label=label or kind.program.name)
         if is_released:
             fork.release()
 
 
-def _checked(program: ForkProgram) -> Program:
+def _checked(program: ForkProgram) -> Program | None:
+    if program.scripts is not None:
+        program.scripts.check()
+        return None
     found = find_program(program.argv, option="stdio")
     check_program(found)
     return found
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """raises BackendError for what no request could have said"""
+    for name, value in environment.items():
+        if not is_variable(name) or "\0" in value:
+            raise BackendError(f'"{safe(name)}" is no variable of a request', status=HTTPStatus.BAD_GATEWAY)
+
+
+def _is_short(error: StartError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in _NO_ROOM
+
+
+def _refusal(error: StartError) -> BackendError:
+    return BackendError(
+        str(error), status=HTTPStatus.SERVICE_UNAVAILABLE if _is_short(error) else HTTPStatus.BAD_GATEWAY
+    )
 
 
 class Fork:
@@ -278,6 +350,7 @@ class Fork:
 
     in      child      None: it has ended in an earlier image of this process, and left others of its group behind
             stderr_fd  the reading end of the pipe that is its stderr
+            label      its name, for the log
     """
 
     __slots__ = (
@@ -287,6 +360,7 @@ class Fork:
         "_is_killed",
         "_is_released",
         "_kind",
+        "_label",
         "_poll",
         "_poll_s",
         "_stderr",
@@ -294,8 +368,8 @@ class Fork:
         "pid",
     )
 
-    def __init__(self, forks: Forks, kind: _Kind, pid: int, child: Child | None, stderr_fd: int) -> None:
-        self.pid = pid
+    def __init__(self, forks: Forks, kind: _Kind, pid: int, child: Child | None, stderr_fd: int, *, label: str) -> None:
+        self.pid, self._label = pid, label
         self._forks, self._kind, self._child = forks, kind, child
         self._stderr = StderrPipe(self.name, forks.limits, forks.loop, (stderr_fd, -1))
         self._ended: asyncio.Future[ExitStatus] = forks.loop.create_future()
@@ -312,7 +386,12 @@ class Fork:
     @property
     def name(self) -> str:
         """The program's name and its pid, for the log."""
-        return f"{self._kind.program.name}[{self.pid}]"
+        return f"{self._label}[{self.pid}]"
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it has written to stderr, or the beginning of that; empty when there was none."""
+        return printable(self._stderr.last_line[: self._forks.limits.quoted_line_bytes])
 
     def is_exiting(self) -> bool:
         """To be asked when the program has ended the stream: because it has ended, or is in the act of exiting?"""
@@ -362,6 +441,7 @@ class Fork:
             "pid": self.pid,
             "pidfd": None if self._child is None else self._child.pidfd,
             "stderr": self._stderr.fds[0],
+            "label": self._label,
             "is_released": self._is_released,
         }
 
@@ -378,6 +458,7 @@ class Fork:
         self._forks.loop.remove_reader(self._child.pidfd)
         self._child.close()
         self._child = None
+        self._stderr.flush()  # its last words stand before whatever is said of its end
         _log.debug("%s: %s", self.name, status)
         self._ended.set_result(status)
         self._look()

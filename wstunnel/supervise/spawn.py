@@ -24,11 +24,13 @@ _FIRST_LINE_BYTES = 256  # linux/binfmts.h, BINPRM_BUF_SIZE: what the kernel its
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program with an absolute path, its arguments, and the option that names it, for errors."""
+    """A program with an absolute path, its arguments, the option that names it, for errors, and the folder that it runs
+    in: its own, or another."""
 
     path: str
     arguments: tuple[str, ...] = ()
     option: str = "bin-path"
+    folder: str | None = None
 
 
 def find_program(argv: tuple[str, ...], *, option: str = "bin-path") -> Program:
@@ -63,8 +65,7 @@ def spawn(program: Program, *, stdin: int, stdout: int | None, stderr_fd: int, e
             stdout       becomes fd 1; None: /dev/null
             stderr_fd    becomes fd 2
             environment  the whole of it
-    out     a process that leads a new process group, with no further descriptor, no signal blocked, in the folder of
-            its program
+    out     a process that leads a new process group, with no further descriptor, no signal blocked, in its folder
     raises  StartError saying why the program could not be started
     """
     try:
@@ -74,7 +75,7 @@ def spawn(program: Program, *, stdin: int, stdout: int | None, stderr_fd: int, e
                 stdin=stdin,
                 stdout=subprocess.DEVNULL if stdout is None else stdout,
                 stderr=stderr_fd,
-                cwd=os.path.dirname(program.path),
+                cwd=program.folder or os.path.dirname(program.path),
                 env=environment,
                 process_group=0,
             )

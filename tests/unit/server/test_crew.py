@@ -429,13 +429,13 @@ async def heard(actor: Actor, count: int) -> list[Any]:
 
 def test_a_program_runs_for_a_worker_and_how_it_ended_is_told_behind_that(run: Run, stage: Stage):
     async def story() -> None:
-        async with scene(stdio=("sh", "-c", 'read line; echo "$A $line"; exit 3')) as it:
+        async with scene(stdio=("sh", "-c", 'read line; echo "$HTTP_A $line"; echo why >&2; exit 3')) as it:
             await it.crew.start()
             (actor,) = stage.actors
             ours, theirs = socket.socketpair()
             with ours:
                 ours.setblocking(False)
-                actor.channel.send(Fork(5, 0, {"A": "hello"}), (theirs,))
+                actor.channel.send(Fork(5, 0, {"HTTP_A": "hello"}), (theirs,))
                 forked, *_ = await heard(actor, 1)
                 assert isinstance(forked, Forked)
                 assert it.crew.forks.running(0) == 1

@@ -152,13 +152,13 @@ def test_the_environment_is_the_requests_variables_and_the_programs_own(run: Run
     """The program's own wins: no request changes what the operator has set. Nothing of ours gets in."""
 
     async def main() -> None:
-        program = ForkProgram("env", ("env", "-0"), 1, {"PATH": CHILD_PATH, "ROOM": "red"})
-        given = {"PATH": "/evil", "ROOM": "blue", "HTTP_X": "caf\u00e9", "PATH_INFO": "/\udcff \udce9"}
+        program = ForkProgram("env", ("env", "-0"), 1, {"PATH": CHILD_PATH, "HTTP_ROOM": "red"})
+        given = {"HTTP_ROOM": "blue", "HTTP_X": "caf\u00e9", "PATH_INFO": "/\udcff \udce9"}
         async with forks_of(program) as forks, forked(forks, 0, given) as (_, stream):
             found = dict(entry.split(b"=", 1) for entry in (await stream.read_to_end()).split(b"\0") if entry)
         assert found == {
             b"PATH": CHILD_PATH.encode(),
-            b"ROOM": b"red",
+            b"HTTP_ROOM": b"red",
             b"HTTP_X": b"caf\xc3\xa9",
             b"PATH_INFO": b"/\xff \xe9",
         }
@@ -175,8 +175,8 @@ def test_values_keep_their_bytes_whatever_our_own_locale_is(run: Run, monkeypatc
             with monkeypatch.context() as patch:
                 patch.setattr(os, "fsdecode", lambda raw: raw.decode("latin-1"))
                 patch.setattr(os, "fsencode", lambda text: text.encode("latin-1") if isinstance(text, str) else text)
-                async with forked(forks, 0, {"A": "€\udcff"}) as (_, stream):
-                    assert b"A=\xe2\x82\xac\xff\0" in await stream.read_to_end()
+                async with forked(forks, 0, {"HTTP_A": "€\udcff"}) as (_, stream):
+                    assert b"HTTP_A=\xe2\x82\xac\xff\0" in await stream.read_to_end()
 
     run(main())
 
