@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.differential.frames import PATIENT, pieces
 from wstunnel.errors import BackendError, PeerError
 from wstunnel.limits import GatewayLimits, HeadLimits
-from wstunnel.proto.cgi import ResponseHeadReader, variables
+from wstunnel.proto.cgi import ResponseHeadReader, is_variable, variables
 from wstunnel.proto.http1 import HeadReader
 from wstunnel.proto.request import Request
 from wstunnel.proto.response import ResponseHead
@@ -289,6 +289,32 @@ def test_a_newline_that_was_escaped_in_the_path_is_refused_too():
         found(read(b"GET /a%0Ab HTTP/1.1\r\nHost: a\r\n\r\n"))
 
 
+def test_every_variable_may_be_said_and_no_other():
+    every = found(
+        request_of(scheme="https", headers=(("content-type", "a"), ("x-a", "b"))),
+        content_length=1,
+        script_filename="/a",
+        document_root="/",
+        path_translated="/b",
+    )
+    assert {"HTTPS", "CONTENT_TYPE", "CONTENT_LENGTH", "HTTP_X_A", "DOCUMENT_ROOT", "PATH_TRANSLATED"} <= every.keys()
+    assert all(map(is_variable, every))
+    for name in (
+        "",
+        "PATH",
+        "LD_PRELOAD",
+        "PERL5OPT",
+        "HTTP_PROXY",
+        "HTTP_",
+        "HTTP_a",
+        "HTTP_A\n",
+        "HTTP_A=B",
+        "XHTTP_A",
+    ):
+        assert not is_variable(name), name
+    assert is_variable("HTTP_PROXY_AUTHORIZATION")
+
+
 latin1 = st.text(st.characters(codec="latin-1"))
 fields = st.tuples(
     st.one_of(
@@ -313,6 +339,7 @@ def test_whatever_the_fields_are_called_only_http_variables_come_of_them(headers
     assert {key: said[key] for key in bare} == bare
     assert all(re.fullmatch(r"HTTP_[A-Z0-9_]*|CONTENT_TYPE", key) for key in theirs)
     assert "HTTP_PROXY" not in theirs
+    assert all(map(is_variable, said))
     assert not any(byte < 0x20 and byte != 0x09 for value in said.values() for byte in sent(value))
     for key, value in theirs.items():
         name = key.removeprefix("HTTP_").replace("_", "-").lower()

@@ -18,7 +18,7 @@ from tests.wire.sockets import eventually, turns
 from wstunnel.errors import LimitError
 from wstunnel.limits import MasterLimits
 from wstunnel.server.channel import Channel
-from wstunnel.server.messages import Death, Fork, Message, Quiet, Ready
+from wstunnel.server.messages import Death, Fork, Message, Quiet, Ready, encode
 
 LIMITS = MasterLimits(max_queued_messages=8)
 
@@ -300,9 +300,7 @@ def test_the_longest_message_is_read_whole(run: Run):
     async def story() -> None:
         with conversation(MasterLimits()) as ends:
             one, two = ends.both
-            room = MasterLimits().message_bytes - len(
-                b'{"is": "fork", "request": 1, "index": 0, "environment": {"A": ""}}'
-            )
+            room = MasterLimits().message_bytes - len(encode(Fork(1, 0, {"A": ""})))
             long = Fork(1, 0, {"A": "x" * room})
             one.channel.send(long)
             await two.hears(long)

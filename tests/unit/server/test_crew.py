@@ -58,8 +58,7 @@ def descriptors() -> set[int]:
 class Scene:
     """A crew, and when it told that it has ended."""
 
-    def __init__(self, workers: int, limits: Limits, stdio: tuple[str, ...]) -> None:
-        routes = (Route(stdio=stdio),) if stdio else ()
+    def __init__(self, workers: int, limits: Limits, routes: tuple[Route, ...]) -> None:
         settings = Settings(limits=limits, routes=routes, kill_timeout_s=DEADLINE_S)
         self.board = Board(limits.master)
         self.ended = 0
@@ -84,8 +83,10 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(workers: int = 1, limits: Limits = QUICK, stdio: tuple[str, ...] = ()) -> AsyncIterator[Scene]:
-    made = Scene(workers, limits, stdio)
+async def scene(
+    workers: int = 1, limits: Limits = QUICK, stdio: tuple[str, ...] = (), routes: tuple[Route, ...] = ()
+) -> AsyncIterator[Scene]:
+    made = Scene(workers, limits, (Route(stdio=stdio),) if stdio else routes)
     try:
         yield made
     finally:
@@ -442,7 +443,7 @@ def test_a_program_runs_for_a_worker_and_how_it_ended_is_told_behind_that(run: R
                 ours.send(b"you\n")
                 loop = asyncio.get_running_loop()
                 assert await loop.sock_recv(ours, 100) == b"hello you\n"
-                assert (await heard(actor, 2))[1] == Exited(5, 3)
+                assert (await heard(actor, 2))[1] == Exited(5, 3, "why")
                 assert await loop.sock_recv(ours, 100) == b""  # nobody else has the other end
                 actor.channel.send(Release(5))
                 await eventually(lambda: it.crew.forks.running(0) == 0, "nothing is left")
@@ -501,6 +502,69 @@ def test_a_program_that_cannot_be_started_is_told_with_the_reason(run: Run, stag
                 assert isinstance(unforked, Unforked)
                 assert (unforked.request, unforked.status) == (5, 502)
                 assert "does not exist" in unforked.why
+
+    run(story())
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (Fork(5, 0, {}, "../outside.sh"), 404),
+        (Fork(5, 0, {}, "link.sh"), 404),
+        (Fork(5, 0, {}, "text"), 404),
+        (Fork(5, 0, {}, "/bin/sh"), 404),
+        (Fork(5, 0, {}), 404),
+        (Fork(5, 0, {"LD_PRELOAD": "/evil.so"}, "a.sh"), 502),
+        (Fork(5, 1, {}, "a.sh"), 502),
+        (Fork(5, 2, {}, "a.sh"), 502),
+        (Fork(5, 3, {}, "a.sh"), 502),
+    ],
+)
+def test_a_worker_that_lies_does_not_get_anything_run(run: Run, stage: Stage, tmp_path, asked, status):
+    """What was taken over by a client may say whatever it likes to the master: only a route's own scripts are run."""
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in ("a.sh", "text", "../outside.sh"):
+        (root / name).write_text("exec sleep 1000")
+    (root / "link.sh").symlink_to("../outside.sh")
+
+    async def story() -> None:
+        routes = (
+            Route(gateway="cgi", docroot=str(root), cgi_assign=((".sh", "/bin/sh"),)),
+            Route(stdio=("cat",)),
+            Route(socket="/run/a"),
+        )
+        async with scene(routes=routes) as it:
+            await it.crew.start()
+            (actor,) = stage.actors
+            ours, theirs = socket.socketpair()
+            with ours:
+                actor.channel.send(asked, (theirs,))
+                (unforked,) = await heard(actor, 1)
+                assert isinstance(unforked, Unforked)
+                assert (unforked.request, unforked.status) == (5, status)
+                assert not children() - {hand.child.pid for hand in it.crew.hands.values()}
+
+    run(story())
+
+
+def test_a_script_runs_for_a_worker(run: Run, stage: Stage, tmp_path):
+    (tmp_path / "a.sh").write_text("echo $PATH_INFO")
+
+    async def story() -> None:
+        route = Route(gateway="cgi", docroot=str(tmp_path), cgi_assign=((".sh", "/bin/sh"),))
+        async with scene(routes=(route,)) as it:
+            await it.crew.start()
+            (actor,) = stage.actors
+            ours, theirs = socket.socketpair()
+            with ours:
+                ours.setblocking(False)
+                actor.channel.send(Fork(5, 0, {"PATH_INFO": "/x"}, "a.sh"), (theirs,))
+                assert isinstance((await heard(actor, 1))[0], Forked)
+                assert await asyncio.get_running_loop().sock_recv(ours, 100) == b"/x\n"
+                assert (await heard(actor, 2))[1] == Exited(5, 0)
+                actor.channel.send(Release(5))
+                await eventually(lambda: it.crew.forks.running(0) == 0, "nothing is left")
 
     run(story())
 

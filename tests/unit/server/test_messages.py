@@ -39,7 +39,9 @@ from wstunnel.server.messages import (
         Fork(1, 2, {"REQUEST_URI": "/a?b=\udcff", "HTTP_X": 'ü "quoted"'}),
         Forked(3, 4711),
         Unforked(4, 503, "max-forks = 1 of cat reached"),
+        Fork(1, 2, {}, "sub/\udce9.pl"),
         Exited(5, -9),
+        Exited(5, 1, "died at a.pl line 3"),
         Exited(6, None),
         Release(7),
     ],
@@ -53,6 +55,11 @@ def test_a_message_arrives_as_it_was_sent(message: Message):
 
 def test_a_message_of_a_later_version_is_ignored():
     assert decode(b'{"is": "dance", "how": "slowly"}') is None
+
+
+def test_messages_of_versions_that_knew_no_scripts_mean_what_they_meant():
+    assert decode(b'{"is": "fork", "request": 1, "index": 2, "environment": {}}') == Fork(1, 2, {}, "")
+    assert decode(b'{"is": "exited", "request": 5, "status": 0}') == Exited(5, 0, "")
 
 
 def test_a_field_of_a_later_version_is_ignored():

@@ -91,6 +91,21 @@ def test_the_master_is_asked_with_the_route_the_variables_and_a_stream(run: Run)
     run(story())
 
 
+def test_a_script_is_asked_for_by_its_path(run: Run):
+    async def story() -> None:
+        master = Master()
+        task = asyncio.create_task(master.forker.fork(3, {}, STREAM, "sub/a.pl"))
+        await eventually(lambda: master.heard, "the master is asked")
+        assert master.heard == [Fork(1, 3, {}, "sub/a.pl")]
+        master.forker.told(Forked(1, GONE))
+        fork = await task
+        assert fork.last_words == ""
+        master.forker.told(Exited(1, 2, "died"))
+        assert (await fork.exit_status(), fork.last_words) == (ExitStatus(code=2), "died")
+
+    run(story())
+
+
 def test_a_refusal_says_why_and_what_the_client_is_told(run: Run):
     async def story() -> None:
         master = Master()

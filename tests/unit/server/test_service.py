@@ -17,6 +17,7 @@ from wstunnel.server.service import Places, Service, forks_of, hosts_of, name_of
 from wstunnel.settings import Host, Route, Settings, UnixAddress
 from wstunnel.supervise.board import Board, SlotColumn, SlotState
 from wstunnel.supervise.place import SlotPlace
+from wstunnel.supervise.scripts import ScriptFolder
 
 LIMITS = Limits(master=MasterLimits(worker_rows=4, slot_rows=8))
 
@@ -26,7 +27,7 @@ def places(*rows: int) -> tuple[SlotPlace, ...]:
 
 
 class NoForker:
-    async def fork(self, index: int, environment: Mapping[str, str], stream: Any) -> Any:
+    async def fork(self, index: int, environment: Mapping[str, str], stream: Any, script: str = "") -> Any:
         raise AssertionError("nobody is to fork here")
 
 
@@ -122,6 +123,25 @@ def test_programs_of_stdio_routes_are_known_by_the_number_of_their_route(run: Ru
         assert forks.kill_timeout_s == 3.5
         with pytest.raises(StartError, match="does not exist"):
             forks_of(Settings(routes=(Route(stdio=("/nowhere/cat",)),), limits=LIMITS))
+
+    run(story())
+
+
+def test_scripts_of_cgi_routes_are_known_by_the_number_of_their_route(run: Run, tmp_path):
+    async def story() -> None:
+        usual = {"gateway": "cgi", "cgi_assign": ((".sh", "/bin/sh"),)}
+        routes = (
+            Route(path="/a", docroot=str(tmp_path), max_forks=7, bin_environment=(("A", "b"),), **usual),
+            Route(stdio=("cat",)),
+            Route(path="/c", alias=str(tmp_path), **usual),
+        )
+        forks = forks_of(Settings(routes=routes, limits=LIMITS))
+        assert list(forks._kinds) == [0, 1, 2]
+        program = forks._kinds[0].program
+        assert (program.name, program.argv, program.max_forks) == ("/a", (), 7)
+        assert set(program.environment) == {"PATH", "A"}
+        assert program.scripts == forks._kinds[2].program.scripts == ScriptFolder(str(tmp_path), ((".sh", "/bin/sh"),))
+        assert forks._kinds[1].program.scripts is None
 
     run(story())
 

@@ -23,6 +23,7 @@ from wstunnel.limits import Limits, SpawnLimits
 from wstunnel.supervise import procfs
 from wstunnel.supervise.child import Child, ExitStatus
 from wstunnel.supervise.forks import Fork, ForkProgram, Forks
+from wstunnel.supervise.scripts import ScriptFolder
 from wstunnel.supervise.spawn import CHILD_PATH
 
 DEADLINE_S = 20.0
@@ -95,19 +96,21 @@ class Stream:
 
 @contextlib.asynccontextmanager
 async def forked(
-    forks: Forks, index: int = 0, environment: dict[str, str] | None = None
+    forks: Forks, index: int = 0, environment: dict[str, str] | None = None, script: str = ""
 ) -> AsyncIterator[tuple[Fork, Stream]]:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            fork = await forks.fork(index, environment or {}, theirs)
+            fork = await forks.fork(index, environment or {}, theirs, script)
         ours.setblocking(False)
         yield fork, Stream(ours)
 
 
-async def refused(forks: Forks, index: int = 0) -> BackendError:
+async def refused(
+    forks: Forks, index: int = 0, environment: dict[str, str] | None = None, script: str = ""
+) -> BackendError:
     with pytest.raises(BackendError) as caught:
-        async with forked(forks, index):
+        async with forked(forks, index, environment, script):
             pass
     return caught.value
 
@@ -648,6 +651,152 @@ def test_without_a_descriptor_to_watch_it_nothing_is_left_running(run: Run, monk
                 patch.setattr(os, "pidfd_open", fail)
                 error = await refused(forks)
             assert error.status == 503
+
+    run(main())
+
+
+# --- scripts
+
+
+@pytest.fixture
+def folder(tmp_path) -> ForkProgram:
+    """Scripts of a route, and a program beside them that is none of its."""
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    for name, text in (("sub/a.sh", "pwd; echo $0; env; echo why >&2"), ("b.cgi", "echo"), ("text", "echo")):
+        (root / name).write_text(text)
+    (tmp_path / "outside.sh").write_text("echo outside")
+    (root / "link.sh").symlink_to("../outside.sh")
+    return ForkProgram("/cgi", (), 5, scripts=ScriptFolder(str(root), ((".sh", "/bin/sh"), (".cgi", ""))))
+
+
+def test_a_script_runs_in_its_folder_and_is_told_of_its_place_by_us(run: Run, folder, tmp_path, caplog):
+    """Not by who asks: php-cgi runs what SCRIPT_FILENAME says."""
+
+    async def main() -> None:
+        lie = {"SCRIPT_FILENAME": "/etc/passwd", "DOCUMENT_ROOT": "/", "PATH_INFO": "/x", "PATH_TRANSLATED": "/etc"}
+        async with forks_of(folder) as forks, forked(forks, 0, lie, "sub/a.sh") as (fork, stream):
+            first, second, *rest = (await stream.read_to_end()).decode().splitlines()
+            assert (first, second) == (f"{tmp_path}/root/sub", f"{tmp_path}/root/sub/a.sh")
+            assert {
+                f"DOCUMENT_ROOT={tmp_path}/root",
+                f"SCRIPT_FILENAME={tmp_path}/root/sub/a.sh",
+                f"PATH_TRANSLATED={tmp_path}/root/x",
+                "PATH_INFO=/x",
+            } <= set(rest)
+            await fork.wait()
+            assert fork.last_words == "why"
+            assert fork.name == f"a.sh[{fork.pid}]"
+            assert forks.started(0) == 1
+
+    with caplog.at_level(logging.INFO, "wstunnel.backend"):
+        run(main())
+    assert any(re.fullmatch(r"a\.sh\[\d+\]: why", record.message) for record in caplog.records)
+
+
+@pytest.mark.parametrize(
+    "script", ["", "../outside.sh", "link.sh", "text", "/etc/passwd", "sub/../sub/a.sh", "sub/a.sh/x"]
+)
+def test_who_names_what_is_no_script_of_the_route_gets_nothing(run: Run, folder, script):
+    """A worker that was taken over says whatever it likes."""
+
+    async def main() -> None:
+        async with forks_of(folder) as forks:
+            error = await refused(forks, script=script)
+            assert (error.status, forks.started(0)) == (404, 0)
+            assert str(error).startswith(f'"{script}" is no script of ')
+
+    run(main())
+
+
+def test_who_names_a_script_where_there_are_none_or_no_such_route_gets_nothing(run: Run):
+    async def main() -> None:
+        async with forks_of(CAT) as forks:
+            error = await refused(forks, script="a.sh")
+            assert (error.status, str(error)) == (502, "cat runs no scripts")
+            error = await refused(forks, index=1)
+            assert (error.status, str(error)) == (502, "route 1 has no program")
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("LD_PRELOAD", "/evil.so"), ("PATH", "/evil"), ("HTTP_PROXY", "evil"), ("HTTP_A", "b\0"), ("", "")],
+)
+def test_no_variable_is_passed_on_that_no_request_could_say(run: Run, name, value):
+    async def main() -> None:
+        async with forks_of(CAT) as forks:
+            error = await refused(forks, environment={name: value})
+            assert (error.status, str(error)) == (502, f'"{name}" is no variable of a request')
+
+    run(main())
+
+
+def test_a_script_that_may_not_be_executed_is_forbidden(run: Run, folder):
+    async def main() -> None:
+        async with forks_of(folder) as forks:
+            error = await refused(forks, script="b.cgi")
+            assert (error.status, forks.failed(0)) == (403, 1)
+            assert "is not executable for this user" in str(error)
+
+    run(main())
+
+
+def test_a_script_that_cannot_be_started_is_a_bad_gateway(run: Run, folder, tmp_path):
+    async def main() -> None:
+        script = tmp_path / "root" / "b.cgi"
+        script.write_text("#!/nowhere/sh\n")
+        script.chmod(0o755)
+        async with forks_of(folder) as forks:
+            error = await refused(forks, script="b.cgi")
+            assert (error.status, forks.failed(0)) == (502, 1)
+            assert "names an interpreter that does not exist" in str(error)
+
+    run(main())
+
+
+def test_without_room_for_a_script_it_is_refused_for_the_moment(run: Run, folder, monkeypatch):
+    async def main() -> None:
+        def fail() -> tuple[int, int]:
+            raise OSError(24, "Too many open files")
+
+        async with forks_of(folder) as forks:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pipe", fail)
+                error = await refused(forks, script="sub/a.sh")
+            assert error.status == 503
+
+    run(main())
+
+
+def test_a_folder_of_scripts_that_is_not_there_is_seen_at_once(run: Run):
+    async def main() -> None:
+        with pytest.raises(StartError, match="docroot /nowhere"):
+            Forks({0: ForkProgram("/cgi", (), 1, scripts=ScriptFolder("/nowhere", ()))}, Limits(), kill_timeout_s=1.0)
+
+    run(main())
+
+
+def test_scripts_go_on_and_can_be_started_in_another_image_of_the_process(run: Run, folder, tmp_path):
+    async def main() -> None:
+        (tmp_path / "root" / "wait.sh").write_text("read x; echo $x")
+        before = Forks({3: folder}, Limits(), kill_timeout_s=NEVER_S)
+        async with forked(before, 3, script="wait.sh") as (fork, stream):
+            facts = json.loads(json.dumps(before.export()))
+            forget(before)
+            after = Forks.adopt(facts, Limits(), kill_timeout_s=NEVER_S)
+            (adopted,) = after.by_pid().values()
+            assert adopted.name == fork.name == f"wait.sh[{fork.pid}]"
+            await stream.say(b"still here\n")
+            assert await stream.line() == b"still here\n"
+            async with forked(after, 3, script="sub/a.sh") as (second, other):
+                await other.read_to_end()
+                await second.wait()
+                second.release()
+            await adopted.wait()
+            adopted.release()
+            assert after.running(3) == 0
 
     run(main())
 
