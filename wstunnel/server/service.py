@@ -8,9 +8,11 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from wstunnel.errors import StartError
+from wstunnel.gateways.cgi import scripts_of
 from wstunnel.gateways.claim import Gateway
+from wstunnel.gateways.program import Forker
 from wstunnel.gateways.static import StaticGateway
-from wstunnel.gateways.stdio import Forker, StdioGateway
+from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
 from wstunnel.server.routes import HttpRoute, TunnelRoute
 from wstunnel.settings import Host, Route, Settings
@@ -38,17 +40,19 @@ def places_of(settings: Settings, at: Callable[[Host], tuple[SlotPlace, ...]]) -
 
 
 def forks_of(settings: Settings) -> Forks:
-    """The programs of stdio routes, by the number of their route; a route of another kind has none."""
+    """The programs of stdio routes, and the scripts of cgi routes, by the number of their route; a route of another
+    kind has none."""
     programs = {
         index: ForkProgram(
-            os.path.basename(route.stdio[0]),
+            os.path.basename(route.stdio[0]) if route.stdio else name_of(route),
             route.stdio,
             route.max_forks,
             backend_environment(route, os.environ),
             route.kill_signal,
+            None if route.stdio else scripts_of(route),
         )
         for index, route in enumerate(settings.routes)
-        if route.stdio
+        if route.kind in {"stdio", "cgi"}
     }
     return Forks(programs, settings.limits, kill_timeout_s=settings.kill_timeout_s)
 

@@ -16,7 +16,8 @@ import pytest
 from tests.conftest import Run, open_descriptors
 from wstunnel.errors import BackendError, PeerError
 from wstunnel.gateways.claim import Claim, Connected
-from wstunnel.gateways.stdio import ForkedProgram, StdioGateway
+from wstunnel.gateways.program import ForkedProgram
+from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.limits import Limits, SpawnLimits
 from wstunnel.proto.request import Request
 from wstunnel.settings import Route
@@ -188,7 +189,9 @@ class Refusing:
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    async def fork(self, index: int, environment: Mapping[str, str], stream: socket.socket) -> ForkedProgram:
+    async def fork(
+        self, index: int, environment: Mapping[str, str], stream: socket.socket, script: str = ""
+    ) -> ForkedProgram:
         raise self.error
 
 
