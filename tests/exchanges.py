@@ -30,7 +30,6 @@ class FakeExchange:
     """Keeps what it is told, and refuses what HTTP would not survive.
 
     in      body        pieces of the request's body; an exception among them is raised in its turn
-            body_bytes  the announced length; None: the body is chunked
             stalls      after its last piece the body neither goes on nor ends
     """
 
@@ -39,11 +38,9 @@ class FakeExchange:
         request: Request | None = None,
         body: Iterable[bytes | Exception] = (),
         *,
-        body_bytes: int | None = 0,
         stalls: bool = False,
     ) -> None:
         self.request = request or request_of()
-        self.body_bytes = body_bytes
         self.status = 0
         self.headers: Headers = ()
         self.length: int | None = None

@@ -73,6 +73,11 @@ async def beside(sending: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     raises  the error of either side, which ends the other one
     """
     try:
+        await asyncio.sleep(0)  # a group wants to run in a task: net/eager.py
+    except asyncio.CancelledError:
+        sending.close()
+        raise
+    try:
         async with asyncio.TaskGroup() as group:
             task = group.create_task(sending)
             yield
@@ -106,7 +111,7 @@ async def read_head(output: Output, limits: GatewayLimits) -> tuple[ResponseHead
 
 async def pass_on(exchange: Exchange, head: ResponseHead, first: bytes, output: Output) -> None:
     """Send an answer that is no upgrade, to the end of its body: as many bytes as its Content-Length says, of which
-    more are dropped, or all until the program ends. The program of a HEAD is heard to its end all the same.
+    more are dropped, or all until the program ends. What would be the body of an answer to HEAD is not listened to.
 
     in      first   the beginning of the body, as `read_head` has left it
     raises  CutAnswerError when the program broke off: the client is to learn it by the end of its connection; what
@@ -118,6 +123,8 @@ async def pass_on(exchange: Exchange, head: ResponseHead, first: bytes, output: 
         await exchange.respond(head.status, head.headers)
         return
     await exchange.start(head.status, head.headers, length)
+    if exchange.request.method == "HEAD":
+        return
     left_bytes = length
     data = first
     while left_bytes is None or left_bytes > 0:
@@ -131,7 +138,7 @@ async def pass_on(exchange: Exchange, head: ResponseHead, first: bytes, output: 
         data = b""
     if length is None:
         await exchange.finish()
-    elif left_bytes and exchange.request.method != "HEAD":
+    elif left_bytes:
         raise CutAnswerError(
             f"the program ended {left_bytes} bytes before the end of the {length} that it had announced"
         )

@@ -7,12 +7,13 @@ import contextlib
 import logging
 import os
 import socket
+from dataclasses import replace
 from http import HTTPStatus
 
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, CutAnswerError, PeerError
 from wstunnel.gateways.answer import UnansweredError, beside, check_upgrade, collect_body, pass_on, read_head
-from wstunnel.gateways.claim import Connected, Upgraded
+from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.program import SOFTWARE, Forker, ProgramClaim, start_program
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Exchange
@@ -74,12 +75,11 @@ class CgiGateway:
         script = self.finds(request)
         if script is None:
             raise PeerError("there is no such script", status=HTTPStatus.NOT_FOUND)
-        body, body_bytes = b"", exchange.body_bytes
-        wants_upgrade = self._route.upgrade and request.wants_websocket
+        body, body_bytes = b"", request.body_bytes
+        # As in lighttpd, what has a body is no handshake.
+        wants_upgrade = self._route.upgrade and request.wants_websocket and body_bytes == 0
         if wants_upgrade:
             handshake.answer(request)
-            if body_bytes != 0:
-                raise PeerError("a WebSocket handshake has no body")
         if body_bytes is None:
             body = await collect_body(exchange, self._limits.gateway)
             body_bytes = len(body)
@@ -94,14 +94,14 @@ class CgiGateway:
         try:
             if not (wants_upgrade or body_bytes):
                 sock.shutdown(socket.SHUT_WR)
-            with contextlib.closing(_Dialogue(self._hub, sock, claim, self._route, self._limits)) as dialogue:
-                upgraded = await dialogue.run(exchange, body, has_body=bool(body_bytes))
+            dialogue = _Dialogue(self._hub, sock, claim, self._route, self._limits)
+            upgraded = await dialogue.run(exchange, body, has_body=bool(body_bytes), with_upgrade=wants_upgrade)
         except BaseException:
-            sock.close()
             claim.release()
             raise
-        if upgraded is None:
+        finally:
             sock.close()
+        if upgraded is None:
             claim.release()
         return upgraded
 
@@ -134,19 +134,20 @@ class _Dialogue:
         self._is_ended = False
         self._status: ExitStatus | None = None
 
-    def close(self) -> None:
-        self._stream.abort()
-
-    async def run(self, exchange: Exchange, body: bytes, *, has_body: bool) -> Upgraded | None:
+    async def run(self, exchange: Exchange, body: bytes, *, has_body: bool, with_upgrade: bool) -> Upgraded | None:
         """As CgiGateway.serve. `body` is the request's if it was collected."""
         sending = beside(self._send_body(exchange, body)) if has_body else contextlib.nullcontext()
         try:
             async with sending:
-                upgraded = await self._answer(exchange)
+                upgraded = await self._answer(exchange, with_upgrade=with_upgrade)
         except BackendError as error:
+            self._stream.abort()
             if self._is_begun:
                 raise CutAnswerError(f"{self._claim.name}: {error}") from error
             raise BackendError(self._told(error), status=error.status) from error
+        except BaseException:
+            self._stream.abort()
+            raise
         if upgraded is None:
             await self._let_end()
         return upgraded
@@ -164,12 +165,12 @@ class _Dialogue:
                 raise ConnectionAbortedError(f"{self._claim.name} was {self._status}")
         return data
 
-    async def _answer(self, exchange: Exchange) -> Upgraded | None:
+    async def _answer(self, exchange: Exchange, *, with_upgrade: bool) -> Upgraded | None:
         head, first = await read_head(self, self._limits.gateway)
         if head.is_upgrade:
-            headers = check_upgrade(exchange.request, head, is_allowed=self._route.upgrade)
-            following = first + self._stream.release().leftover
-            return Upgraded(Connected(self._sock.detach(), self._claim), headers, following)
+            headers = check_upgrade(exchange.request, head, is_allowed=with_upgrade)
+            taken = self._stream.release()
+            return Upgraded(headers, replace(taken, leftover=first + taken.leftover), self._claim)
         self._is_begun = True
         await pass_on(exchange, head, first, self)
         return None
@@ -206,11 +207,14 @@ class _Dialogue:
 
     async def _let_end(self) -> None:
         """Give a script that has said its answer the time to end by itself."""
-        if not self._is_ended:
-            with contextlib.suppress(OSError):
-                async with asyncio.timeout(self._limits.spawn.fork_exit_wait_s):
-                    while await self.read():
-                        pass
+        try:
+            async with asyncio.timeout(self._limits.spawn.fork_exit_wait_s):
+                while not self._is_ended:
+                    await self.read()
+        except OSError:  # it has not, or not well, which is nobody's concern any more
+            pass
+        finally:
+            self._stream.abort()
 
     def _told(self, error: BackendError) -> str:
         """What the log says of a script that gave no answer."""

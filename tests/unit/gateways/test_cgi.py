@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import Run, children, open_descriptors
 from tests.exchanges import FakeExchange, request_of
-from wstunnel._hub import Hub
+from wstunnel._hub import Hub, PlainTransport
 from wstunnel.errors import BackendError, CutAnswerError, LimitError, PeerError
 from wstunnel.gateways.cgi import CgiGateway
 from wstunnel.gateways.claim import Upgraded
@@ -262,7 +262,7 @@ LENGTH_AND_BODY = """
 
 
 async def posted(it: Served, path: str, body: Sequence[bytes | Exception], body_bytes: int | None) -> FakeExchange:
-    exchange = FakeExchange(request_of(method="POST", path=path), body, body_bytes=body_bytes)
+    exchange = FakeExchange(request_of(method="POST", path=path, body_bytes=body_bytes), body)
     assert await it.serve(exchange) is None
     return exchange
 
@@ -321,7 +321,7 @@ def test_an_answer_does_not_wait_for_the_rest_of_the_body(run: Run, scripts: Scr
         scripts.sh("a.cgi", "head -c 3 >/dev/null; printf 'Content-Length: 2\\n\\nno'; exec sleep 1000")
         brief = Limits(spawn=SpawnLimits(fork_exit_wait_s=0.01))
         async with served(scripts, brief) as it:
-            exchange = FakeExchange(request_of(method="POST", path="/a.cgi"), [b"abc"], body_bytes=10, stalls=True)
+            exchange = FakeExchange(request_of(method="POST", path="/a.cgi", body_bytes=10), [b"abc"], stalls=True)
             assert await it.serve(exchange) is None
             assert exchange.sent == b"no"
 
@@ -363,9 +363,9 @@ def test_write_timeout_behind_the_head_cuts_the_answer(run: Run, scripts: Script
     async def main() -> None:
         scripts.sh("a.cgi", "printf 'A: b\\n\\nhalf'; exec sleep 1000")
         async with served(scripts, write_timeout_s=0.05) as it:
-            request = request_of(method="POST", path="/a.cgi")
+            request = request_of(method="POST", path="/a.cgi", body_bytes=64 * 65536)
             with pytest.raises(CutAnswerError, match=r"a\.cgi\[\d+\]: took none of the request's body"):
-                await it.serve(Waiting(request, [b"x" * 65536] * 64, body_bytes=64 * 65536))
+                await it.serve(Waiting(request, [b"x" * 65536] * 64))
 
     run(main())
 
@@ -376,7 +376,7 @@ def test_read_timeout_behind_the_head_cuts_the_answer(run: Run, scripts: Scripts
     async def main() -> None:
         scripts.sh("a.cgi", "printf 'A: b\\n\\nhalf'; exec sleep 1000")
         async with served(scripts, read_timeout_s=0.05) as it:
-            exchange = Waiting(request_of(method="POST", path="/a.cgi"), [b"x"], body_bytes=1)
+            exchange = Waiting(request_of(method="POST", path="/a.cgi", body_bytes=1), [b"x"])
             with pytest.raises(CutAnswerError, match="silent for read-timeout"):
                 await it.serve(exchange)
             assert (exchange.sent, exchange.is_complete) == (b"half", False)
@@ -397,7 +397,7 @@ def test_read_timeout_does_not_count_while_the_client_is_slow(run: Run, scripts:
         monkeypatch.setattr(BackendStream, "hold_clock", lambda _: steps.append("held"))
         monkeypatch.setattr(BackendStream, "start_clock", lambda _: steps.append("started"))
         async with served(scripts, read_timeout_s=DEADLINE_S) as it:
-            exchange = Noting(request_of(method="POST", path="/a.cgi"), [b"abc"], body_bytes=3)
+            exchange = Noting(request_of(method="POST", path="/a.cgi", body_bytes=3), [b"abc"])
             assert await it.serve(exchange) is None
         assert steps == ["held", "client", "started", "held", "client", "started"]
 
@@ -600,16 +600,17 @@ def test_a_script_that_says_101_becomes_a_pipe(run: Run, scripts: Scripts):
                 "sec-websocket-accept": accept_hash(KEY),
                 "Connection": "Upgrade",
             }
-            sock, loop = socket.socket(fileno=os.dup(upgraded.connected.fd)), asyncio.get_running_loop()
+            transport, got = upgraded.backend.transport, upgraded.backend.leftover
+            assert isinstance(transport, PlainTransport)
+            sock, loop = socket.socket(fileno=os.dup(transport.fileno())), asyncio.get_running_loop()
             await loop.sock_sendall(sock, b"you")
-            got = upgraded.following
             async with asyncio.timeout(DEADLINE_S):
                 while len(got) < 9:
                     got += await loop.sock_recv(sock, 100)
             assert got == b"hello you"
             sock.close()
-            assert upgraded.connected.lease.name.startswith("ws.cgi[")
-            upgraded.connected.close()
+            assert upgraded.lease.name.startswith("ws.cgi[")
+            upgraded.close()
 
     run(main())
 
@@ -625,33 +626,35 @@ def test_a_script_may_refuse_a_handshake(run: Run, scripts: Scripts):
     run(main())
 
 
-def test_without_upgrade_a_script_sees_an_ordinary_request(run: Run, scripts: Scripts):
+@pytest.mark.parametrize(("upgrade", "body_bytes"), [(False, 0), (True, 4), (True, None)])
+def test_without_upgrade_or_with_a_body_a_script_sees_an_ordinary_request(
+    run: Run, scripts: Scripts, upgrade, body_bytes
+):
     async def main() -> None:
         scripts.sh("ws.cgi", "printf 'A: b\\n\\n'; echo \"<$HTTP_UPGRADE>\"; cat")
-        async with served(scripts) as it:
-            exchange = FakeExchange(upgrading())
+        async with served(scripts, upgrade=upgrade) as it:
+            body = [] if body_bytes == 0 else [b"body"]
+            exchange = FakeExchange(upgrading(body_bytes=body_bytes), body)
             assert await it.serve(exchange) is None
-            assert exchange.sent == b"<>\n"
+            assert exchange.sent == b"<>\n" + b"".join(body)
 
     run(main())
 
 
 @pytest.mark.parametrize(
-    ("given", "body_bytes", "status"),
+    ("given", "status"),
     [
-        ({"headers": HANDSHAKE[:3]}, 0, 400),
-        ({"headers": (*HANDSHAKE[:2], HANDSHAKE[3])}, 0, 426),
-        ({"method": "POST"}, 0, 405),
-        ({}, 3, 400),
-        ({}, None, 400),
+        ({"headers": HANDSHAKE[:3]}, 400),
+        ({"headers": (*HANDSHAKE[:2], HANDSHAKE[3])}, 426),
+        ({"method": "POST"}, 405),
     ],
 )
-def test_what_is_no_handshake_does_not_reach_a_script(run: Run, scripts: Scripts, given, body_bytes, status):
+def test_what_is_no_handshake_does_not_reach_a_script(run: Run, scripts: Scripts, given, status):
     async def main() -> None:
         scripts.sh("ws.cgi", "exit 1")
         async with served(scripts, upgrade=True) as it:
             with pytest.raises(PeerError) as caught:
-                await it.serve(FakeExchange(upgrading(**given), body_bytes=body_bytes))
+                await it.serve(FakeExchange(upgrading(**given)))
             assert (caught.value.status, it.forks.started(0)) == (status, 0)
 
     run(main())
