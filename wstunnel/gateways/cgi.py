@@ -52,6 +52,9 @@ class CgiGateway:
         """Have `hub` read what scripts say from now on."""
         self._hub = hub
 
+    def close(self) -> None:
+        """Nothing is kept between requests."""
+
     def finds(self, request: Request) -> Script | None:
         """The script that a request is for; None: the request is none of ours."""
         path = request.path

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from wstunnel.errors import StartError
-from wstunnel.gateways.cgi import scripts_of
+from wstunnel.gateways.cgi import CgiGateway, scripts_of
 from wstunnel.gateways.claim import Gateway
 from wstunnel.gateways.program import Forker
 from wstunnel.gateways.static import StaticGateway
@@ -61,7 +61,7 @@ class Service:
     """Routes and files of one worker.
 
     in      board, row  where the slots stand, and this worker's row there
-            forker      runs programs for stdio routes
+            forker      runs programs for stdio routes, and scripts for cgi routes
     """
 
     def __init__(self, settings: Settings, places: Places, board: Board, row: int, forker: Forker) -> None:
@@ -70,8 +70,7 @@ class Service:
         self._slots: defaultdict[int, list[Slot]] = defaultdict(list)
         limits = settings.limits
         self.routes: list[TunnelRoute | HttpRoute] = [
-            TunnelRoute(route, self._gateway(index, route, places[index]))
-            for index, route in enumerate(settings.routes)
+            self._route(index, route, places[index]) for index, route in enumerate(settings.routes)
         ]
         if settings.document_root is not None:
             files = Route(gateway="static", docroot=settings.document_root)
@@ -81,6 +80,11 @@ class Service:
         """The process of the slot with this row has ended."""
         for slot in self._slots[row]:
             slot.note_death()
+
+    def _route(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> TunnelRoute | HttpRoute:
+        if route.kind == "cgi":
+            return HttpRoute(route, CgiGateway(self._forker, index, route, self._settings.limits))
+        return TunnelRoute(route, self._gateway(index, route, places))
 
     def _gateway(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> Gateway:
         if route.stdio:

@@ -9,10 +9,12 @@ import pytest
 
 from tests.conftest import Run, open_descriptors
 from wstunnel.errors import StartError
+from wstunnel.gateways.cgi import CgiGateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
 from wstunnel.limits import Limits, MasterLimits
+from wstunnel.server.routes import HttpRoute
 from wstunnel.server.service import Places, Service, forks_of, hosts_of, name_of, places_of
 from wstunnel.settings import Host, Route, Settings, UnixAddress
 from wstunnel.supervise.board import Board, SlotColumn, SlotState
@@ -123,6 +125,16 @@ def test_programs_of_stdio_routes_are_known_by_the_number_of_their_route(run: Ru
         assert forks.kill_timeout_s == 3.5
         with pytest.raises(StartError, match="does not exist"):
             forks_of(Settings(routes=(Route(stdio=("/nowhere/cat",)),), limits=LIMITS))
+
+    run(story())
+
+
+def test_a_cgi_route_answers_requests(run: Run, tmp_path):
+    async def story() -> None:
+        route = Route(gateway="cgi", docroot=str(tmp_path), cgi_assign=((".sh", "/bin/sh"),))
+        (made,) = service_of(Settings(routes=(route,), limits=LIMITS), ((),)).routes
+        assert isinstance(made, HttpRoute)
+        assert isinstance(made.gateway, CgiGateway)
 
     run(story())
 
