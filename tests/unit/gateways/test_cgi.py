@@ -105,7 +105,7 @@ async def served(scripts: Scripts, limits: Limits = LIMITS, **route: Any) -> Asy
     loop = asyncio.get_running_loop()
     wheel = TimerWheel(0.01, loop.time())
     wheel.start(loop)
-    hub = Hub(loop, wheel, read_bytes=65536, turn_bytes=262144, look_s=0.5)
+    hub = Hub(loop, wheel, read_bytes=65536, bulk_bytes=131072, turn_bytes=262144, look_s=0.5)
     forks = forks_of(Settings(routes=(made,), limits=limits, kill_timeout_s=DEADLINE_S))
     gateway = CgiGateway(forks, 0, made, limits)
     gateway.open(hub)
