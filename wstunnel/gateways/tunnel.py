@@ -2,109 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import codecs
-import errno
-import os
-import socket
-
-from wstunnel._sockets import connect_unix
-from wstunnel.errors import BackendError
 from wstunnel.gateways.claim import Connected
+from wstunnel.gateways.connecting import Connector, connect
 from wstunnel.proto.request import Request
-from wstunnel.settings import TcpAddress, UnixAddress
-from wstunnel.supervise.balance import BalanceKey, Balancer
-from wstunnel.supervise.slot import Slot
+from wstunnel.settings import Host
+from wstunnel.supervise.balance import Balancer
+from wstunnel.supervise.lease import Lease
 
 __all__ = ["TunnelGateway"]
 
-# Host names pass through it. Python loads it from a file at its first use, for which there may be no descriptor left.
-codecs.lookup("idna")
-
-_NOT_ITS_FAULT = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL))
-"""What we lack, not the backend; no reason to leave it alone for a while."""
-
 
 class TunnelGateway:
-    """Connects the slot that the balancer chooses; when that fails, each of the others once.
+    """Connects one of a route's backends.
 
     in      name  of the route's backend, for errors
     """
 
     def __init__(self, balancer: Balancer, name: str) -> None:
-        self._balancer = balancer
-        self._name = name
+        self._connector = Connector(balancer, name)
 
     async def connect(self, request: Request) -> Connected:
-        """A backend, connected.
-
-        raises  BackendError when no slot can be connected (it names the last reason), or none may be: its host's
-                max-load-policy forbids it
-        bound   `connect-timeout` for each slot, and once more in the queue for a free one
-        """
-        balancer = self._balancer
-        tried: tuple[Slot, ...] = ()
-        reason = None
-        while True:
-            lease = balancer.lease_at_once(tried) or await balancer.lease(_key(request), tried)
-            if lease is None:
-                break
-            address = lease.slot.address
-            try:
-                if isinstance(address, UnixAddress):
-                    return Connected(connect_unix(address.path), lease)
-                return Connected(await _connect_tcp(address, balancer.host(lease).connect_timeout_s), lease)
-            except OSError as error:
-                tried = (*tried, lease.slot)
-                reason = f"{lease.where}: {_why(error)}"
-                if not _is_for_the_moment(error):
-                    balancer.disable(lease)
-                lease.release()
-            except BaseException:
-                lease.release()
-                raise
-        raise BackendError(f"no backend of {self._name} can be connected: {reason or self._balancer.why_not()}")
+        """A backend, connected. raises, bound: as `Connector.take`"""
+        return await self._connector.take(request, _dial)
 
 
-def _key(request: Request) -> BalanceKey:
-    return BalanceKey(request.host.lower(), request.path, request.peer.rpartition(":")[0])
-
-
-def _is_for_the_moment(error: OSError) -> bool:
-    """A full backlog has room again as soon as the backend accepts, and to ask costs nothing."""
-    return isinstance(error, BlockingIOError) or error.errno in _NOT_ITS_FAULT
-
-
-async def _connect_tcp(address: TcpAddress, timeout_s: float) -> int:
-    await asyncio.sleep(0)  # asyncio.timeout wants to run in a task: net/eager.py
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(timeout_s):
-        try:
-            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-        except UnicodeError:
-            raise OSError(f"{address.host} is not a host name") from None
-        error: OSError | None = None
-        for family, kind, protocol, _, where in found:
-            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-            try:
-                await loop.sock_connect(sock, where)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            except OSError as failed:
-                sock.close()
-                error = failed
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock.detach()
-    raise error if error is not None else OSError(f"{address.host} has no address")
-
-
-def _why(error: OSError) -> str:
-    if isinstance(error, BlockingIOError):
-        return "its backlog is full"
-    if isinstance(error, TimeoutError):
-        return "no answer within connect-timeout"
-    if error.errno is None or isinstance(error, socket.gaierror):
-        return error.strerror or str(error)
-    return os.strerror(error.errno)  # the loops say only that the "connect call failed"
+async def _dial(lease: Lease, host: Host) -> Connected:
+    return Connected(await connect(lease.address, host.connect_timeout_s), lease)
