@@ -220,6 +220,10 @@ class GatewayLimits:
     """A chunked body that is collected because its backend wants to know its length first."""
     max_ignored_bytes: int = 64 * 1024
     """FastCGI records in a row that say nothing to the request, their headers included."""
+    idle_per_slot: int = 32
+    """Connections of a proxy to one backend that wait for another request."""
+    idle_s: float = 4.0
+    """How long each of them does: less than the 5 s after which common servers end them, perhaps under a request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,11 @@ class BackendStream:
 
     # --- for the coroutines
 
+    @property
+    def is_broken(self) -> bool:
+        """Is the connection over, or about to be, whatever is still to be read of it?"""
+        return self._transport.is_closing()
+
     async def read(self) -> bytes:
         """What the backend has said, one read at most; nothing at its end.
 
@@ -92,9 +97,9 @@ class BackendStream:
         raises  OSError when the connection broke, be it that the backend has said its last words and gone;
                 TimeoutError when it took nothing for write-timeout, which aborts it
         """
-        if self._error is not None:
-            raise self._error
         self._transport.write(data)
+        if self._transport.is_closing():
+            raise self._error or ConnectionResetError("the backend has ended the connection")
         if self._is_write_paused:
             self._writer = self._hub.loop.create_future()
             try:
