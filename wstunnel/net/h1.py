@@ -94,7 +94,8 @@ class Exchange:
         return await self.connection._read_body()
 
     async def respond(self, status: int, headers: Headers = (), body: bytes = b"", *, close: bool = False) -> None:
-        """Send a whole answer, with Content-Length, Date and Connection added. HEAD, 204 and 304 get no body.
+        """Send a whole answer, with Content-Length, Connection, and Date where there is no `date` added. HEAD, 204 and
+        304 get no body.
 
         in      close  end the connection afterwards; after a refused upgrade it always ends (RFC 9931)
         raises  ValueError on what may not stand in a head; RuntimeError when an answer had begun;
@@ -170,7 +171,8 @@ class Exchange:
             framing = (("Transfer-Encoding", "chunked"),)
         else:
             framing = (("Content-Length", str(length)),)
-        head = encode_head(status, (*headers, *framing, *_closing(is_last)))
+        is_dated = any([name == "date" for name, _ in headers])
+        head = encode_head(status, (*headers, *framing, *_closing(is_last, is_dated=is_dated)))
         self._begin()
         self._is_bodiless = self.request.method == "HEAD" or status in _BODILESS
         if self._is_bodiless:
@@ -607,10 +609,10 @@ class H1Connection(asyncio.BufferedProtocol):
             waiter.set_result(None)
 
 
-def _closing(is_last: bool) -> Headers:
+def _closing(is_last: bool, *, is_dated: bool = False) -> Headers:
     """The fields that end every head but that of a 101."""
-    date = ("Date", formatdate(usegmt=True))
-    return (date, ("Connection", "close")) if is_last else (date,)
+    date: Headers = () if is_dated else (("Date", formatdate(usegmt=True)),)
+    return (*date, ("Connection", "close")) if is_last else date
 
 
 def _refusal_body(text: str) -> bytes:

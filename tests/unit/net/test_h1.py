@@ -203,6 +203,21 @@ def test_request_is_answered_with_length_and_date(run: Run):
     run(main())
 
 
+def test_an_answer_that_is_dated_keeps_its_date(run: Run):
+    """It is a backend's."""
+
+    async def dated(exchange: Exchange) -> None:
+        await exchange.respond(200, (("date", "long ago"),))
+
+    async def main() -> None:
+        async with serving(dated) as server, server.client() as client:
+            await client.send(GET)
+            await client.read_until(b"\r\n\r\n")
+            assert re.findall(rb"(?i)date: (.*)\r\n", client.got) == [b"long ago"]
+
+    run(main())
+
+
 def test_several_requests_are_served_on_one_connection(run: Run):
     async def main() -> None:
         async with serving(hello) as server, server.client() as client:
