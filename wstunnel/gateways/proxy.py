@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ from wstunnel.net.stream import BackendStream
 from wstunnel.proto import handshake
 from wstunnel.proto.chunked import LAST_CHUNK, encode_chunk
 from wstunnel.proto.forwarding import encode_request
+from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.http1_response import ResponseReader
-from wstunnel.proto.request import Headers, Request, tokens
+from wstunnel.proto.request import Request, tokens
 from wstunnel.proto.response import ResponseHead
 from wstunnel.settings import Host, Route
 from wstunnel.supervise.balance import Balancer
@@ -35,11 +37,11 @@ _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 class OpenPipe:
     """A backend that has taken a WebSocket handshake, for whoever answers the client and joins the two.
 
-    headers  of the 101
+    head     of the 101 that the client gets
     backend  its connection; `leftover` goes to the client before anything else
     """
 
-    headers: Headers
+    head: bytes
     backend: Taken
     lease: Claim
 
@@ -114,18 +116,14 @@ class ProxyGateway:
         return _Turn(waiting, lease, self._idle, self._limits, is_reused=True)
 
     async def _dial_anew(self, lease: Lease, host: Host) -> _Turn:
-        sock = await connect(lease.address, host.connect_timeout_s)
+        fd = await connect(lease.address, host.connect_timeout_s)
         try:
             stream = BackendStream(
-                self._hub,
-                sock.fileno(),
-                read_timeout_s=host.read_timeout_s,
-                write_timeout_s=host.write_timeout_s,
+                self._hub, fd, read_timeout_s=host.read_timeout_s, write_timeout_s=host.write_timeout_s
             )
         except OSError:
-            sock.close()
+            os.close(fd)
             raise
-        sock.detach()
         return _Turn(stream, lease, self._idle if host.max_load_policy == "share" else None, self._limits)
 
 
@@ -260,7 +258,8 @@ class _Turn:
         self._is_over = True
         taken = self._stream.release()
         backend = Taken(taken.transport, self._reader.leftover + taken.leftover, taken.is_at_eof)
-        return OpenPipe((*head.headers, ("connection", "Upgrade")), backend, self._lease)
+        fields = (*head.headers, ("Connection", "Upgrade"))
+        return OpenPipe(encode_head(head.status, fields), backend, self._lease)
 
     def _fault(self, text: str, status: int) -> BackendError:
         return BackendError(f"{self._lease.name} ({self._lease.where}): {text}", status=status)

@@ -886,11 +886,10 @@ def test_a_handshake_goes_through_and_becomes_a_pipe(proxy):
         pipe = await served
 
         assert pipe is not None
-        assert pipe.headers == (
-            ("upgrade", "websocket"),
-            ("sec-websocket-accept", accept_hash(KEY)),
-            ("sec-websocket-protocol", "chat"),
-            ("connection", "Upgrade"),
+        assert pipe.head == (
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"
+            b"sec-websocket-accept: " + accept_hash(KEY).encode() + b"\r\n"
+            b"sec-websocket-protocol: chat\r\nConnection: Upgrade\r\n\r\n"
         )
         assert (pipe.backend.leftover, pipe.backend.is_at_eof) == (b"\x81\x02hi", False)
         assert stand.loads == [1]

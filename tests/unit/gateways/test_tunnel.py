@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Run, open_descriptors
 from tests.wire.sockets import eventually, turns
 from wstunnel.errors import BackendError
-from wstunnel.gateways import tunnel
+from wstunnel.gateways import connecting
 from wstunnel.gateways.claim import Connected
 from wstunnel.gateways.tunnel import TunnelGateway
 from wstunnel.limits import Limits, MasterLimits
@@ -424,7 +424,7 @@ def test_what_we_lack_is_not_held_against_the_backend(run: Run, stand, backends,
 
         to = stand(backends.unix("a"))
         with monkeypatch.context() as patch:
-            patch.setattr(tunnel, "connect_unix", fail)
+            patch.setattr(connecting, "connect_unix", fail)
             with pytest.raises(BackendError):
                 await to.connect()
 
