@@ -20,9 +20,8 @@ from wstunnel.proto import handshake
 from wstunnel.proto.chunked import LAST_CHUNK, encode_chunk
 from wstunnel.proto.forwarding import encode_request
 from wstunnel.proto.http1 import encode_head
-from wstunnel.proto.http1_response import ResponseReader
+from wstunnel.proto.http1_response import RawHead, ResponseReader
 from wstunnel.proto.request import Request, tokens
-from wstunnel.proto.response import ResponseHead
 from wstunnel.settings import Host, Route
 from wstunnel.supervise.balance import Balancer
 from wstunnel.supervise.lease import Lease
@@ -210,9 +209,9 @@ class _Turn:
             return self._pipe(head, accept)
         if reader.is_complete and request.method != "HEAD":
             self.end()
-            await exchange.respond(head.status, head.headers, payload)
+            await exchange.respond(head.status, head.fields, payload)
             return None
-        await exchange.start(head.status, head.headers, head.body_bytes)
+        await exchange.start(head.status, head.fields, head.body_bytes)
         while True:
             if reader.is_complete:
                 self.end()  # the backend need not wait until the client has it all
@@ -248,9 +247,10 @@ class _Turn:
     def _may_repeat(self, request: Request) -> bool:
         return self._is_reused and request.body_bytes == 0 and request.method in _IDEMPOTENT
 
-    def _pipe(self, head: ResponseHead, accept: str | None) -> OpenPipe:
-        upgrades = tokens(head.headers, "upgrade")
-        accepts = [value for name, value in head.headers if name == "sec-websocket-accept"]
+    def _pipe(self, head: RawHead, accept: str | None) -> OpenPipe:
+        headers = head.headers
+        upgrades = tokens(headers, "upgrade")
+        accepts = [value for name, value in headers if name == "sec-websocket-accept"]
         if accept is None:
             raise self._fault("an answer of 101 that nobody has asked for", 502)
         if upgrades != ["websocket"] or accepts != [accept]:
@@ -258,8 +258,7 @@ class _Turn:
         self._is_over = True
         taken = self._stream.release()
         backend = Taken(taken.transport, self._reader.leftover + taken.leftover, taken.is_at_eof)
-        fields = (*head.headers, ("Connection", "Upgrade"))
-        return OpenPipe(encode_head(head.status, fields), backend, self._lease)
+        return OpenPipe(encode_head(head.status, (("Connection", "Upgrade"),), head.fields), backend, self._lease)
 
     def _fault(self, text: str, status: int) -> BackendError:
         return BackendError(f"{self._lease.name} ({self._lease.where}): {text}", status=status)

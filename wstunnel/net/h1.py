@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -32,6 +33,7 @@ __all__ = ["Exchange", "H1Connection", "Taken"]
 _log = logging.getLogger("wstunnel")
 _TEXT = ("Content-Type", "text/plain")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_DATE = re.compile(rb"^date:", re.IGNORECASE | re.MULTILINE)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -93,11 +95,13 @@ class Exchange:
         """
         return await self.connection._read_body()
 
-    async def respond(self, status: int, headers: Headers = (), body: bytes = b"", *, close: bool = False) -> None:
-        """Send a whole answer, with Content-Length, Connection, and Date where there is no `date` added. HEAD, 204 and
-        304 get no body.
+    async def respond(
+        self, status: int, headers: Headers | bytes = (), body: bytes = b"", *, close: bool = False
+    ) -> None:
+        """Send a whole answer, with Content-Length, Date and Connection added. HEAD, 204 and 304 get no body.
 
-        in      close  end the connection afterwards; after a refused upgrade it always ends (RFC 9931)
+        in      headers  or lines that are well-formed already, each with its CRLF; a Date among those is kept
+                close  end the connection afterwards; after a refused upgrade it always ends (RFC 9931)
         raises  ValueError on what may not stand in a head; RuntimeError when an answer had begun;
                 ConnectionResetError when the cancellation was not heeded
         bound   returns once no more than `write_high_bytes` wait for the client
@@ -106,10 +110,11 @@ class Exchange:
         self._send(status, headers, body, len(body), close=close)
         await self.connection._drained()
 
-    async def start(self, status: int, headers: Headers, length: int | None, *, close: bool = False) -> None:
+    async def start(self, status: int, headers: Headers | bytes, length: int | None, *, close: bool = False) -> None:
         """Send the head of an answer of `length` bytes, which `write` brings. For HEAD that is all of it.
 
-        in      length  None: nobody knows; the body is chunked, and `finish` ends it
+        in      headers  as in `respond`
+                length  None: nobody knows; the body is chunked, and `finish` ends it
         """
         self._send(status, headers, b"", length, close=close)
         await self.connection._drained()
@@ -162,7 +167,7 @@ class Exchange:
             raise RuntimeError("a request is answered once")
         self._is_started = True
 
-    def _send(self, status: int, headers: Headers, body: bytes, length: int | None, *, close: bool) -> None:
+    def _send(self, status: int, headers: Headers | bytes, body: bytes, length: int | None, *, close: bool) -> None:
         """Write a head and what there is of its body, without waiting."""
         is_last = close or self.connection._ends_after(self.request)
         if status in _BODILESS:
@@ -171,8 +176,11 @@ class Exchange:
             framing = (("Transfer-Encoding", "chunked"),)
         else:
             framing = (("Content-Length", str(length)),)
-        is_dated = any([name == "date" for name, _ in headers])
-        head = encode_head(status, (*headers, *framing, *_closing(is_last, is_dated=is_dated)))
+        if isinstance(headers, bytes):
+            is_dated = _DATE.search(headers) is not None
+            head = encode_head(status, (*framing, *_closing(is_last, is_dated=is_dated)), headers)
+        else:
+            head = encode_head(status, (*headers, *framing, *_closing(is_last)))
         self._begin()
         self._is_bodiless = self.request.method == "HEAD" or status in _BODILESS
         if self._is_bodiless:

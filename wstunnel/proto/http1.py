@@ -174,14 +174,15 @@ class HeadReader:
         )
 
 
-def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+def encode_head(status: int, headers: Iterable[tuple[str, str]], fields: bytes = b"") -> bytes:
     """A response head with its closing empty line.
 
     in      headers  in the order in which they are to be sent; Date and framing are the caller's
+            fields   lines before them that are well-formed already, each with its CRLF
     raises  ValueError on a name that is not a token, or a value with a control character
     """
     lines = [encode_field(name, value) for name, value in headers]
-    return b"".join((f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii"), *lines, _CRLF))
+    return b"".join((f"HTTP/1.1 {status} {_PHRASES.get(status, '')}\r\n".encode("ascii"), fields, *lines, _CRLF))
 
 
 def encode_field(name: str, value: str) -> bytes:

@@ -7,14 +7,14 @@ to one client becomes the answer to another.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from wstunnel.errors import BackendError, safe
 from wstunnel.limits import GatewayLimits
 from wstunnel.proto.chunked import ChunkedReader
-from wstunnel.proto.request import tokens
-from wstunnel.proto.response import ResponseHead, end_to_end
+from wstunnel.proto.request import Headers
 
-__all__ = ["ResponseReader"]
+__all__ = ["RawHead", "ResponseReader"]
 
 _VERSION = b"HTTP/1."
 _CRLF = b"\r\n"
@@ -24,12 +24,41 @@ _FIELDS = rb"(?:[!#$%&'*+.^_`|~0-9A-Za-z-]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+"
 _HEAD = re.compile(rb"%b(%b)\r\n" % (_STATUS_LINE, _FIELDS))
 _LINES = re.compile(_FIELDS)
 _BEGINNING = re.compile(rb"(?:%b%b)?" % (_STATUS_LINE, _FIELDS))
-_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # of what is well-formed
+_FIELD = re.compile(r"([^:]+):([^\r]*)\r\n")  # of what is well-formed, as are the next two
+_OWN = re.compile(
+    rb"\r\n(connection|content-length|keep-alive|proxy-connection|te|trailer|transfer-encoding|upgrade):"
+    rb"([^\r]*)(?=\r)",
+    re.IGNORECASE,
+)
+_OWN_BUT_UPGRADE = re.compile(_OWN.pattern.replace(b"|upgrade", b""), re.IGNORECASE)
+_HARMLESS = frozenset({"close", "keep-alive", "upgrade"})  # to be named by Connection
 _LENGTH = re.compile(r"[0-9]{1,19}")
 _MAX_LENGTH_BYTES = 2**63 - 1  # what every reader of it can count to
 _BODILESS = frozenset({204, 304})
 _SWITCHING_PROTOCOLS = 101
 _OK = 200
+
+
+@dataclass(slots=True)
+class RawHead:
+    """A whole head of an answer, with its fields as the backend wrote them.
+
+    status      200 to 599, or 101
+    fields      lines with their CRLF, without those that speak of the backend's connection, of which a 101 keeps
+                Upgrade, and without Content-Length
+    body_bytes  length of the body as announced, be it that there is none to a HEAD; None: nobody has said
+    is_upgrade  a 101: what follows is not HTTP any more
+    """
+
+    status: int
+    fields: bytes
+    body_bytes: int | None
+    is_upgrade: bool
+
+    @property
+    def headers(self) -> Headers:
+        """The fields taken apart."""
+        return _split(self.fields)
 
 
 class ResponseReader:
@@ -66,7 +95,7 @@ class ResponseReader:
         self._is_persistent = False
         self._left_bytes: int | None = 0
         self._chunked: ChunkedReader | None = None
-        self.head: ResponseHead | None = None
+        self.head: RawHead | None = None
         """Once it is whole; interim ones (1xx) are passed over, but not 101."""
         self.is_complete = False
         self.leftover = b""
@@ -127,9 +156,10 @@ class ResponseReader:
             head = _HEAD.match(self._held, 0, end)
             if head is None:
                 raise self._malformed(end)
+            block = self._held[head.start(3) - len(_CRLF) : head.end(3)]
             self._held = self._held[end:]
             self._checked = unsearched = 0
-            self._take_head(int(head[1]), int(head[2]), head[3].decode("latin-1"))
+            self._take_head(int(head[1]), int(head[2]), block)
             if self.head is not None:
                 rest, self._held = self._held, b""
                 return rest + beyond if beyond else rest
@@ -163,20 +193,15 @@ class ResponseReader:
     def _too_many(self) -> BackendError:
         return _fault(f"the head of an answer has more than {self._limits.max_fields} fields")
 
-    def _take_head(self, minor_version: int, status: int, fields: str) -> None:
-        """A head is whole: it is an interim one, or says how the payload ends."""
-        headers = tuple([(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(fields)])
-        if len(headers) > self._limits.max_fields:
+    def _take_head(self, minor_version: int, status: int, block: bytes) -> None:
+        """A head is whole: it is an interim one, or says how the payload ends.
+
+        in      block  its field lines, each behind a CRLF, and a last CRLF
+        """
+        if block.count(_CRLF) > self._limits.max_fields + 1:
             raise self._too_many()
         is_upgrade = status == _SWITCHING_PROTOCOLS
-        connection = tokens(headers, "connection")
-        lengths: list[str] = []
-        codings: list[str] = []
-        for name, value in headers:
-            if name == "content-length":
-                lengths.append(value)
-            elif name == "transfer-encoding":
-                codings.append(value.lower())
+        lengths, codings, options = _own_fields(block)
         if codings and (lengths or minor_version != 1 or codings != ["chunked"]):
             raise _fault(
                 f'an answer of HTTP/1.{minor_version} with Transfer-Encoding "{safe(", ".join(codings))}" and '
@@ -188,16 +213,13 @@ class ResponseReader:
                 raise _fault(f"an answer of {status} has no payload, and this one announces some")
             if not is_upgrade:
                 return
-            if "upgrade" not in connection:
+            if "upgrade" not in options:
                 raise _fault("an answer of 101 that does not say Connection: Upgrade")
-        kept = [field for field in headers if field[0] != "content-length"]
-        self.head = ResponseHead(
-            status=status,
-            headers=end_to_end(kept, with_upgrade=is_upgrade),
-            body_bytes=length_bytes,
-            is_upgrade=is_upgrade,
-        )
-        is_persistent = minor_version == 1 and not is_upgrade and "close" not in connection
+        fields = (_OWN_BUT_UPGRADE if is_upgrade else _OWN).sub(b"", block)[len(_CRLF) :]
+        if not options <= _HARMLESS:
+            fields = _without(fields, options - _HARMLESS)
+        self.head = RawHead(status, fields, length_bytes, is_upgrade)
+        is_persistent = minor_version == 1 and not is_upgrade and "close" not in options
         self._left_bytes = length_bytes
         if self._method == "HEAD" or status in _BODILESS or status < _OK:
             self.is_complete = True
@@ -206,6 +228,34 @@ class ResponseReader:
         elif length_bytes is None:
             is_persistent = False
         self._is_persistent = is_persistent
+
+
+def _split(fields: bytes) -> Headers:
+    return tuple([(name.lower(), value.strip(" \t")) for name, value in _FIELD.findall(fields.decode("latin-1"))])
+
+
+def _without(fields: bytes, names: set[str]) -> bytes:
+    """The lines of other fields than these."""
+    kept = [
+        f"{name}:{value}\r\n" for name, value in _FIELD.findall(fields.decode("latin-1")) if name.lower() not in names
+    ]
+    return "".join(kept).encode("latin-1")
+
+
+def _own_fields(block: bytes) -> tuple[list[str], list[str], set[str]]:
+    """The values of Content-Length and Transfer-Encoding, and what Connection names."""
+    lengths: list[str] = []
+    codings: list[str] = []
+    options: set[str] = set()
+    for raw_name, raw_value in _OWN.findall(block):
+        name, value = raw_name.lower(), raw_value.decode("latin-1").strip(" \t")
+        if name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+        elif name == b"connection":
+            options.update([option.strip(" \t") for option in value.lower().split(",")])
+    return lengths, codings, options
 
 
 def _length(announced: list[str]) -> int | None:

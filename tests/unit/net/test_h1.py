@@ -207,7 +207,7 @@ def test_an_answer_that_is_dated_keeps_its_date(run: Run):
     """It is a backend's."""
 
     async def dated(exchange: Exchange) -> None:
-        await exchange.respond(200, (("date", "long ago"),))
+        await exchange.respond(200, b"Date-Not: x\r\ndate: long ago\r\n")
 
     async def main() -> None:
         async with serving(dated) as server, server.client() as client:

@@ -27,7 +27,9 @@ class Bench:
         self._fds = _descriptors()
         self.loop = asyncio.get_running_loop()
         self.wheel = TimerWheel(0.1, self.loop.time())
-        self.hub = Hub(self.loop, self.wheel, read_bytes=READ_BYTES, turn_bytes=4 * READ_BYTES, look_s=0.5)
+        self.hub = Hub(
+            self.loop, self.wheel, read_bytes=READ_BYTES, bulk_bytes=READ_BYTES, turn_bytes=4 * READ_BYTES, look_s=0.5
+        )
         self._streams: list[BackendStream] = []
         self._sockets: list[socket.socket] = []
         return self
