@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,24 +11,14 @@ from typing import Any
 
 import h11
 import pytest
+import websockets
 
-from tests.conftest import Run
-from tests.wire.sockets import Wire, connected, eventually, turns
-from wstunnel._hub import Hub, PlainTransport
-from wstunnel.errors import BackendError
-from wstunnel.gateways.proxy import ProxyGateway
-from wstunnel.limits import Limits, MasterLimits
-from wstunnel.net.accept import Acceptor
-from wstunnel.net.h1 import Exchange, H1Connection
-from wstunnel.net.listen import open_listener
-from wstunnel.net.wheel import TimerWheel
-from wstunnel.settings import Route, TcpAddress, UnixAddress
-from wstunnel.supervise.balance import Balancer, HostSlots
-from wstunnel.supervise.board import Board, SlotColumn, SlotState
-from wstunnel.supervise.place import SlotPlace
-from wstunnel.supervise.slot import Slot
+from tests.conftest import IO, Run
+from tests.wire.backends import echo
+from tests.wire.sockets import Wire, connected, eventually
+from tests.wire.stage import Stage
+from wstunnel import Route, Settings, TcpAddress, Tunnel
 
-LIMITS = Limits(master=MasterLimits(worker_rows=2, slot_rows=8))
 GET = b"GET /%d HTTP/1.1\r\nHost: here.test\r\n\r\n"
 HANDSHAKE = (
     b"GET /ws HTTP/1.1\r\nHost: here.test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -46,17 +35,19 @@ class WebServer:
 
     def __init__(self) -> None:
         self.requests: list[tuple[bytes, bytes]] = []
-        self.connections = 0
+        self.connections = self.open = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open += 1
         try:
             connection = h11.Connection(h11.SERVER)
             while await self._answer(connection, reader, writer):
                 connection.start_next_cycle()
-        except ConnectionError:
+        except (ConnectionError, h11.RemoteProtocolError):  # a request that breaks off
             pass
         finally:
+            self.open -= 1
             writer.close()
 
     async def _answer(
@@ -89,73 +80,13 @@ class WebServer:
 
 
 class Front:
-    """A way in with a proxy behind it."""
+    """A tunnel whose one route is a proxy."""
 
-    def __init__(self, address: UnixAddress, **options: Any) -> None:
-        loop = asyncio.get_running_loop()
-        self.wheel = TimerWheel(LIMITS.relay.tick_s, loop.time())
-        relay = LIMITS.relay
-        self.hub = Hub(
-            loop,
-            self.wheel,
-            read_bytes=relay.read_bytes,
-            bulk_bytes=relay.bulk_bytes,
-            turn_bytes=relay.turn_bytes,
-            look_s=relay.look_s,
-        )
-        self.board = Board(LIMITS.master)
-        self.board.slot(0)[SlotColumn.STATE] = SlotState.RUNNING
-        slot = Slot(SlotPlace("web", address, 0), self.board, 1, LIMITS)
-        route = Route(gateway="proxy", socket=address.path, **options)
-        balancer = Balancer([HostSlots(route, [slot])], route.balance, limits=LIMITS, clock=time.monotonic)
-        self.gateway = ProxyGateway(balancer, "/", route, LIMITS.gateway)
-        self.gateway.open(self.hub)
-        self.listener = open_listener(TcpAddress("127.0.0.1", 0), backlog=16)
-        self.acceptor = Acceptor(
-            loop, [self.listener], max_connections=99, limits=LIMITS.accept, on_connection=self._admit
-        )
-        self.connections: set[H1Connection] = set()
-        self.wheel.start(loop)
-        self.acceptor.start()
-
-    def _admit(self, fd: int, peer: str, local: str) -> None:
-        connection = H1Connection(
-            loop=asyncio.get_running_loop(),
-            on_request=self._serve,
-            peer=peer,
-            local=local,
-            scheme="http",
-            limits=LIMITS.head,
-            body_limits=LIMITS.gateway,
-            wheel=self.wheel,
-            buffer=self.hub.view,
-            on_closed=self.connections.discard,
-        )
-        self.connections.add(connection)
-        PlainTransport(self.hub, fd, connection)
-
-    async def _serve(self, exchange: Exchange) -> None:
-        try:
-            assert await self.gateway.serve(exchange) is None
-        except BackendError as error:
-            if exchange._is_started:
-                raise
-            exchange.refuse(error.status, "no backend can be had")
+    def __init__(self, tunnel: Tunnel) -> None:
+        self.tunnel = tunnel
 
     async def client(self) -> Wire:
-        return Wire(await connected(self.listener.address))
-
-    async def close(self) -> None:
-        self.acceptor.stop()
-        self.gateway.close()
-        for connection in list(self.connections):
-            connection.abort()
-        await eventually(lambda: not self.connections, "every connection closed")
-        await turns(3)
-        self.wheel.stop()
-        self.hub.close()
-        self.listener.close()
-        self.board.close()
+        return Wire(await connected(self.tunnel.addresses[0]))
 
 
 @asynccontextmanager
@@ -163,12 +94,13 @@ async def standing(folder: Path, **options: Any) -> AsyncIterator[tuple[Front, W
     web = WebServer()
     path = str(folder / "web")
     server = await asyncio.start_unix_server(web.serve, path)
-    front = Front(UnixAddress(path), **options)
+    route = Route(gateway="proxy", socket=path, **options)
     try:
-        yield front, web
+        async with Tunnel(Settings(listen=(TcpAddress("127.0.0.1", 0),), io=IO.get(), routes=(route,))) as tunnel:
+            yield Front(tunnel), web
     finally:
-        await front.close()
         server.close()
+        await eventually(lambda: not web.open, "the server's own connections closed")
 
 
 async def answers(wire: Wire, *methods: str) -> list[tuple[int, bytes]]:
@@ -247,9 +179,9 @@ def test_a_refusal_before_the_end_of_a_body_arrives(run: Run, tmp_path):
                 client.send(b"POST /413 HTTP/1.1\r\nHost: a\r\nContent-Length: 8388608\r\n\r\n" + bytes(8 * MIB))
             )
             assert await answers(client, "POST") == [(413, b"")]
-            client.close()
+            sending.cancel()
             await asyncio.wait((sending,))
-            assert not isinstance(sending.exception(), AssertionError)
+            client.close()
 
     run(check())
 
@@ -347,5 +279,53 @@ def test_a_chunk_that_is_malformed_is_400_and_its_request_is_never_whole(run: Ru
             assert (await client.recv_to_end()).startswith(b"HTTP/1.1 400 ")
             assert (b"GET", b"/smuggled") not in web.requests
             client.close()
+
+    run(check())
+
+
+# --- upgrades
+
+
+@pytest.mark.parametrize("size", [0, 125, 65536, MIB])
+def test_a_websocket_goes_through_a_proxy_to_a_tunnel(run: Run, tmp_path, size):
+    async def check() -> None:
+        async with Stage(tmp_path, frame_type="binary") as behind:
+            behind.backend.serve(echo)
+            host = behind.tunnel.addresses[0]
+            route = Route(gateway="proxy", host=host.host, port=host.port, upgrade=True, origins=("*",))
+            settings = Settings(listen=(TcpAddress("127.0.0.1", 0),), io=IO.get(), routes=(route,))
+            async with Tunnel(settings) as front:
+                where = front.addresses[0]
+                uri = f"ws://{where.host}:{where.port}/"
+                async with websockets.connect(uri, max_size=None, compression=None) as client:
+                    behind.joined += 2  # each of the two writes its line
+                    sent = os.urandom(size)
+                    await client.send(sent)
+                    got = b""
+                    while len(got) < size:
+                        got += await client.recv()
+                    assert got == sent
+                assert client.close_code == 1000
+
+    run(check())
+
+
+def test_what_comes_with_the_handshake_goes_through_when_it_is_taken(run: Run, tmp_path):
+    async def check() -> None:
+        async with Stage(tmp_path, frame_type="binary") as behind:
+            behind.backend.serve(echo)
+            host = behind.tunnel.addresses[0]
+            route = Route(gateway="proxy", host=host.host, port=host.port, upgrade=True)
+            settings = Settings(listen=(TcpAddress("127.0.0.1", 0),), io=IO.get(), routes=(route,))
+            async with Tunnel(settings) as front:
+                client = Wire(await connected(front.addresses[0]))
+                behind.joined += 2  # each of the two writes its line
+                await client.send(HANDSHAKE + b"\x82\x83\0\0\0\0abc")
+                got = b""
+                while not got.endswith(b"\x82\x03abc"):
+                    piece = await client.recv()
+                    assert piece
+                    got += piece
+                client.close()
 
     run(check())

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, PeerError
-from wstunnel.gateways.claim import Claim
+from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.connecting import Connector, connect
 from wstunnel.limits import GatewayLimits
 from wstunnel.net.h1 import Exchange, Taken
@@ -19,35 +18,16 @@ from wstunnel.net.stream import BackendStream
 from wstunnel.proto import handshake
 from wstunnel.proto.chunked import LAST_CHUNK, encode_chunk
 from wstunnel.proto.forwarding import encode_request
-from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.http1_response import RawHead, ResponseReader
 from wstunnel.proto.request import Request, tokens
 from wstunnel.settings import Host, Route
 from wstunnel.supervise.balance import Balancer
 from wstunnel.supervise.lease import Lease
 
-__all__ = ["OpenPipe", "ProxyGateway"]
+__all__ = ["ProxyGateway"]
 
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 """Methods that may be sent twice (RFC 9110 §9.2.2)."""
-
-
-@dataclass(slots=True)
-class OpenPipe:
-    """A backend that has taken a WebSocket handshake, for whoever answers the client and joins the two.
-
-    head     of the 101 that the client gets
-    backend  its connection; `leftover` goes to the client before anything else
-    """
-
-    head: bytes
-    backend: Taken
-    lease: Claim
-
-    def close(self) -> None:
-        """Give the backend back instead."""
-        self.backend.transport.abort()
-        self.lease.release()
 
 
 class _StaleError(Exception):
@@ -79,8 +59,12 @@ class ProxyGateway:
         """Keep no connection any more. Requests under way are served."""
         self._idle.close()
 
-    async def serve(self, exchange: Exchange) -> OpenPipe | None:
-        """The pipe that is to be made of a WebSocket handshake; None: the request has been answered.
+    def finds(self, request: Request) -> bool:  # noqa: ARG002
+        """Every request is for the backend."""
+        return True
+
+    async def serve(self, exchange: Exchange) -> Upgraded | None:
+        """The backend that has taken a WebSocket handshake; None: the request has been answered.
 
         raises  PeerError for what is no handshake though it wants to be one, and for a broken body; BackendError with
                 502 for an answer that is none, 503 when no backend can be had, 504 when it is silent for read-timeout
@@ -150,7 +134,7 @@ class _Turn:
         self._is_sent = False
         self._is_over = False
 
-    async def run(self, exchange: Exchange, accept: str | None, forwarded: Collection[str]) -> OpenPipe | None:
+    async def run(self, exchange: Exchange, accept: str | None, forwarded: Collection[str]) -> Upgraded | None:
         """As `ProxyGateway.serve`. raises _StaleError when it is to be tried with another connection"""
         request = exchange.request
         self._reader = ResponseReader(self._limits, request.method)
@@ -200,7 +184,7 @@ class _Turn:
         self._is_sent = True
         self._stream.start_clock()
 
-    async def _answer(self, exchange: Exchange, accept: str | None) -> OpenPipe | None:
+    async def _answer(self, exchange: Exchange, accept: str | None) -> Upgraded | None:
         request, reader = exchange.request, self._reader
         payload = b""
         while (head := reader.head) is None:
@@ -247,7 +231,7 @@ class _Turn:
     def _may_repeat(self, request: Request) -> bool:
         return self._is_reused and request.body_bytes == 0 and request.method in _IDEMPOTENT
 
-    def _pipe(self, head: RawHead, accept: str | None) -> OpenPipe:
+    def _pipe(self, head: RawHead, accept: str | None) -> Upgraded:
         headers = head.headers
         upgrades = tokens(headers, "upgrade")
         accepts = [value for name, value in headers if name == "sec-websocket-accept"]
@@ -258,7 +242,7 @@ class _Turn:
         self._is_over = True
         taken = self._stream.release()
         backend = Taken(taken.transport, self._reader.leftover + taken.leftover, taken.is_at_eof)
-        return OpenPipe(encode_head(head.status, (("Connection", "Upgrade"),), head.fields), backend, self._lease)
+        return Upgraded((*headers, ("Connection", "Upgrade")), backend, self._lease)
 
     def _fault(self, text: str, status: int) -> BackendError:
         return BackendError(f"{self._lease.name} ({self._lease.where}): {text}", status=status)

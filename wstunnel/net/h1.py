@@ -85,6 +85,11 @@ class Exchange:
         self._is_bodiless = False
         self._left_bytes: int | None = 0  # of the answer's body; None: it is chunked
 
+    @property
+    def is_started(self) -> bool:
+        """Has an answer begun, so that no other one can be given?"""
+        return self._is_started
+
     async def read(self) -> bytes:
         """The next piece of the request's body, without its chunks; b"" at its end, and when there is none.
 

@@ -185,6 +185,8 @@ class Router:
         try:
             upgraded = await route.gateway.serve(exchange)
         except BackendError as error:
+            if exchange.is_started:
+                raise  # all that can be said any more is that it ends
             self._note_failure(exchange, error, _NO_ANSWER.get(error.status, _NO_BACKEND))
             return
         if upgraded is not None:

@@ -8,9 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from wstunnel.errors import StartError
-from wstunnel.gateways.cgi import CgiGateway, scripts_of
-from wstunnel.gateways.claim import Gateway
-from wstunnel.gateways.program import Forker
+from wstunnel.gateways.proxy import ProxyGateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
@@ -70,7 +68,7 @@ class Service:
         self._slots: defaultdict[int, list[Slot]] = defaultdict(list)
         limits = settings.limits
         self.routes: list[TunnelRoute | HttpRoute] = [
-            self._route(index, route, places[index]) for index, route in enumerate(settings.routes)
+            self._bound(index, route, places[index]) for index, route in enumerate(settings.routes)
         ]
         if settings.document_root is not None:
             files = Route(gateway="static", docroot=settings.document_root)
@@ -81,16 +79,20 @@ class Service:
         for slot in self._slots[row]:
             slot.note_death()
 
-    def _route(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> TunnelRoute | HttpRoute:
-        if route.kind == "cgi":
-            return HttpRoute(route, CgiGateway(self._forker, index, route, self._settings.limits))
-        return TunnelRoute(route, self._gateway(index, route, places))
+    def _bound(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> TunnelRoute | HttpRoute:
+        """The route, joined to what serves it."""
+        limits = self._settings.limits
+        match route.kind:
+            case "stdio":
+                return TunnelRoute(route, StdioGateway(self._forker, index, route, limits.spawn))
+            case "tunnel":
+                return TunnelRoute(route, TunnelGateway(self._balancer(route, places), name_of(route)))
+            case "proxy":
+                gateway = ProxyGateway(self._balancer(route, places), name_of(route), route, limits.gateway)
+                return HttpRoute(route, gateway)
+        raise StartError(f"{name_of(route)}: a gateway of {route.kind} is not served yet")
 
-    def _gateway(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> Gateway:
-        if route.stdio:
-            return StdioGateway(self._forker, index, route, self._settings.limits.spawn)
-        if route.kind != "tunnel":
-            raise StartError(f"{name_of(route)}: a gateway of {route.kind} is not served yet")
+    def _balancer(self, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> Balancer:
         limits = self._settings.limits
         hosts = []
         for host, at in zip(route.backends, places, strict=True):
@@ -98,8 +100,7 @@ class Service:
             for slot in slots:
                 self._slots[slot.row].append(slot)
             hosts.append(HostSlots(host, slots))
-        balancer = Balancer(hosts, route.balance, limits=limits, clock=time.monotonic)
-        return TunnelGateway(balancer, name_of(route))
+        return Balancer(hosts, route.balance, limits=limits, clock=time.monotonic)
 
 
 def name_of(route: Route) -> str:

@@ -17,7 +17,8 @@ from tests.conftest import Run, open_descriptors
 from tests.wire.sockets import Wire, eventually, turns
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, PeerError
-from wstunnel.gateways.proxy import OpenPipe, ProxyGateway
+from wstunnel.gateways.claim import Upgraded
+from wstunnel.gateways.proxy import ProxyGateway
 from wstunnel.limits import GatewayLimits, Limits, MasterLimits
 from wstunnel.net.h1 import Exchange
 from wstunnel.net.wheel import TimerWheel
@@ -165,7 +166,7 @@ class Stand:
         balancer = Balancer([HostSlots(route, self.slots)], "least-connection", limits=limits, clock=self.loop.time)
         self.gateway = ProxyGateway(balancer, "/p", route, GatewayLimits(idle_per_slot=idle_per_slot))
         self.gateway.open(self.hub)
-        self.tasks: list[asyncio.Task[OpenPipe | None]] = []
+        self.tasks: list[asyncio.Task[Upgraded | None]] = []
 
     @property
     def backend(self) -> Backend:
@@ -179,7 +180,7 @@ class Stand:
     def idle(self) -> int:
         return len(self.gateway._idle)
 
-    def ask(self, request: Request) -> tuple[FakeExchange, asyncio.Task[OpenPipe | None]]:
+    def ask(self, request: Request) -> tuple[FakeExchange, asyncio.Task[Upgraded | None]]:
         exchange = FakeExchange(request)
         serving = self.gateway.serve(cast(Exchange, exchange))
         self.tasks.append(self.loop.create_task(serving))
@@ -888,10 +889,11 @@ def test_a_handshake_goes_through_and_becomes_a_pipe(proxy):
         pipe = await served
 
         assert pipe is not None
-        assert pipe.head == (
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-            b"Sec-WebSocket-Accept: " + accept_hash(KEY).encode() + b"\r\n"
-            b"Sec-WebSocket-Protocol: chat\r\nConnection: Upgrade\r\n\r\n"
+        assert pipe.headers == (
+            ("upgrade", "websocket"),
+            ("sec-websocket-accept", accept_hash(KEY)),
+            ("sec-websocket-protocol", "chat"),
+            ("Connection", "Upgrade"),
         )
         assert (pipe.backend.leftover, pipe.backend.is_at_eof) == (b"\x81\x02hi", False)
         assert stand.loads == [1]

@@ -37,6 +37,7 @@ class Exchange:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.is_started = False
         self.refusal: tuple[int, str, tuple[tuple[str, str], ...]] | None = None
 
     def refuse(self, status: int, text: str, headers: tuple[tuple[str, str], ...] = ()) -> None:
@@ -67,15 +68,18 @@ class Gateway:
 class Http:
     """Something that answers requests, or makes of one what it was given."""
 
-    def __init__(self, *, upgraded: Any = None, error: BackendError | None = None, finds: bool = True) -> None:
+    def __init__(
+        self, *, upgraded: Any = None, error: BackendError | None = None, finds: bool = True, starts: bool = False
+    ) -> None:
         self.served: list[Request] = []
-        self._upgraded, self._error, self._finds = upgraded, error, finds
+        self._upgraded, self._error, self._finds, self._starts = upgraded, error, finds, starts
 
     def finds(self, request: Request) -> bool:
         return self._finds
 
     async def serve(self, exchange: Any) -> Any:
         self.served.append(exchange.request)
+        exchange.is_started = self._starts
         if self._error is not None:
             raise self._error
         return self._upgraded
@@ -482,6 +486,13 @@ def test_a_backend_that_fails_is_told_by_its_status_and_counted(status, text):
     http(stand, Route(path="/", gateway="proxy"), Http(error=BackendError("secret", status=status)))
     assert stand.serve(PLAIN).refusal == (status, text, (("Retry-After", str(Limits().spawn.retry_after_s)),))
     assert stand.counted() == {WorkerColumn.REFUSED: 1}
+
+
+def test_a_backend_that_fails_behind_the_head_of_its_answer_is_not_told_again():
+    stand = Stand()
+    http(stand, Route(path="/", gateway="proxy"), Http(error=BackendError("broke off", status=502), starts=True))
+    with pytest.raises(BackendError, match="broke off"):
+        stand.serve(PLAIN)
 
 
 # --- conditions

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Run, open_descriptors
 from wstunnel.errors import StartError
-from wstunnel.gateways.cgi import CgiGateway
+from wstunnel.gateways.proxy import ProxyGateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
@@ -61,6 +61,16 @@ def test_every_route_has_the_gateway_of_its_kind(run: Run, tmp_path):
         assert kinds == [TunnelGateway, StdioGateway, TunnelGateway, StaticGateway]
         assert [route.route for route in service.routes[:-1]] == list(ROUTES)
         assert service_of(Settings(routes=(), limits=LIMITS), ()).routes == []
+
+    run(story())
+
+
+def test_a_route_to_a_web_server_is_a_proxy(run: Run):
+    async def story() -> None:
+        settings = Settings(routes=(Route(path="/", gateway="proxy", host="127.0.0.1", port=1),), limits=LIMITS)
+        (route,) = service_of(settings, ((places(1),),)).routes
+        assert type(route.gateway) is ProxyGateway
+        assert isinstance(route, HttpRoute)
 
     run(story())
 
