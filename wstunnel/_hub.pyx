@@ -24,7 +24,7 @@ from posix.unistd cimport close as close_fd
 import os
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_MEMINFO
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOL_SOCKET, SO_MEMINFO
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t recv(int fd, void* p, size_t n, int flags)
     int shutdown(int fd, int how)
@@ -346,6 +346,13 @@ cdef class PlainTransport(Stream):
 
     def is_closing(self):
         return self.is_ending
+
+    def is_silent(self):
+        """Is the other side still there, and is nothing of it unread?"""
+        cdef uint8_t byte
+        if self.is_ending or self.is_at_eof:
+            return False
+        return recv(self.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) < 0 and errno == EAGAIN
 
     def can_write_eof(self):
         return True

@@ -123,17 +123,8 @@ class BackendStream:
             self._start_reading_clock()
 
     def is_silent(self) -> bool:
-        """May the connection carry another request? Not if it has ended, or anything came that nobody asked for; such
-        a byte is lost, as the connection is of no use any more."""
-        if self._pending or self._is_at_eof or self._transport.is_closing():
-            return False
-        try:
-            os.read(self._fd, 1)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
+        """May the connection carry another request? Not if it has ended, or anything came that nobody asked for."""
+        return not self._pending and self._transport.is_silent()
 
     def abort(self) -> None:
         """End the connection now; a second call does nothing. Who reads or writes gets an OSError."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from wstunnel._answers import read_plain_answer
 from wstunnel.errors import BackendError, safe
 from wstunnel.limits import GatewayLimits
 from wstunnel.proto.chunked import ChunkedReader
@@ -115,7 +116,7 @@ class ResponseReader:
     def feed(self, data: bytes) -> bytes:
         """The payload in `data`, which may be none."""
         if self.head is None:
-            data = self._feed_head(data)
+            data = self._feed_head(data) if self._seen_bytes else self._feed_first(data)
             if self.head is None:
                 return b""
         if self.is_complete:
@@ -144,6 +145,17 @@ class ResponseReader:
             missing = "its last chunk" if self._left_bytes is None else f"{self._left_bytes} bytes"
             raise _fault(f"the backend ended the connection with {missing} of its answer missing")
         self.is_complete = True
+
+    def _feed_first(self, data: bytes) -> bytes:
+        """As `_feed_head`, by the short way if it is a plain head."""
+        plain = read_plain_answer(data, self._limits.max_head_bytes, self._limits.max_fields)
+        if plain is None:
+            return self._feed_head(data)
+        status, fields, self._left_bytes, self._is_persistent, end = plain
+        self._seen_bytes = end
+        self.head = RawHead(status, fields, self._left_bytes, is_upgrade=False)
+        self.is_complete = self._method == "HEAD" or status in _BODILESS
+        return data[end:]
 
     def _feed_head(self, data: bytes) -> bytes:
         """Take in heads up to the first that is not interim; what follows it."""
