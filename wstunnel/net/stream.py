@@ -21,13 +21,15 @@ class BackendStream:
             write_timeout_s  in which the backend takes none of the bytes that wait for it; 0: never
     bound   one read that nobody has taken, during which the socket is not read; one piece that is written
 
-    When the connection breaks, what had been received before is still read; then comes the error.
+    When the connection breaks, what had been received before is still read; then comes the error. A backend that takes
+    no more, perhaps because it has answered without reading all of a request, is read to its end.
     """
 
     __slots__ = (
         "_error",
         "_fd",
         "_hub",
+        "_is_aborted",
         "_is_at_eof",
         "_is_clock_held",
         "_is_paused",
@@ -39,6 +41,7 @@ class BackendStream:
         "_transport",
         "_unsent_bytes",
         "_write_by_s",
+        "_write_error",
         "_write_timeout_s",
         "_writer",
     )
@@ -50,8 +53,10 @@ class BackendStream:
         self._read_by_s = self._write_by_s = _NEVER_S
         self._pending = b""  # read, and not yet taken
         self._error: OSError | None = None  # the connection is over
+        self._write_error: OSError | None = None  # the backend takes no more
         self._reader: asyncio.Future[bytes] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._is_aborted = False
         self._is_at_eof = False
         self._is_clock_held = False
         self._is_paused = False
@@ -97,6 +102,8 @@ class BackendStream:
         raises  OSError when the connection broke, be it that the backend has said its last words and gone;
                 TimeoutError when it took nothing for write-timeout, which aborts it
         """
+        if self._write_error is not None:
+            raise self._write_error
         self._transport.write(data)
         if self._transport.is_closing():
             raise self._error or ConnectionResetError("the backend has ended the connection")
@@ -106,6 +113,8 @@ class BackendStream:
                 await self._writer
             finally:
                 self._writer = None
+            if self._write_error is not None:
+                raise self._write_error
 
     def write_eof(self) -> None:
         """End our side. raises OSError when the connection is gone."""
@@ -128,6 +137,7 @@ class BackendStream:
 
     def abort(self) -> None:
         """End the connection now; a second call does nothing. Who reads or writes gets an OSError."""
+        self._is_aborted = True
         self._transport.abort()
 
     def release(self) -> Taken:
@@ -169,6 +179,8 @@ class BackendStream:
             self._writer.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if isinstance(error, BrokenPipeError) and self._reads_on(error):
+            return
         self._hub.wheel.discard(self)
         if self._error is None:
             self._error = error if isinstance(error, OSError) else ConnectionAbortedError("the connection was ended")
@@ -182,6 +194,25 @@ class BackendStream:
                 self._reader.set_exception(self._error)
         if self._writer is not None and not self._writer.done():
             self._writer.set_exception(self._error)
+
+    def _reads_on(self, error: BrokenPipeError) -> bool:
+        """A transport that cannot write is lost. Read what is left by another one, over a descriptor of its own."""
+        if self._is_aborted or self._is_at_eof or self._write_error is not None:
+            return False
+        try:
+            fd = os.dup(self._fd)
+        except OSError:
+            return False
+        try:
+            self._transport = PlainTransport(self._hub, fd, self)
+        except OSError:
+            os.close(fd)
+            return False
+        self._fd, self._write_error = fd, error
+        self.resume_writing()
+        if self._is_paused:
+            self._transport.pause_reading()
+        return True
 
     def _last_words(self) -> bytes:
         """What is still unread of a connection that could not be written to: the reason, as a rule."""

@@ -194,19 +194,38 @@ def test_what_was_read_before_a_reset_is_still_given(run: Run):
 
 
 @pytest.mark.parametrize("is_waiting", [False, True])
-def test_the_last_words_of_a_backend_that_takes_no_more_are_read(run: Run, is_waiting):
+def test_a_backend_that_takes_no_more_is_read_to_its_end(run: Run, is_waiting):
     """It has answered and gone while we were still sending: its answer says why."""
+    words = os.urandom(5 * READ_BYTES)
 
     async def check() -> None:
         async with Bench() as bench:
             stream, far = bench.unix()
             reading = await begun(stream.read()) if is_waiting else None
-            far.sock.send(b"413")
+            far.sock.send(words)
             far.sock.close()
             with pytest.raises(ConnectionResetError):  # before the hub has read
                 await stream.write(b"x")
             assert not stream._is_at_eof
-            assert await (reading or stream.read()) == b"413"
+            found = await (reading or stream.read())
+            with pytest.raises(BrokenPipeError):
+                await stream.write(b"x")
+            while piece := await stream.read():
+                found += piece
+            assert found == words
+            assert not stream.is_silent()
+
+    run(check())
+
+
+def test_a_backend_that_takes_no_more_may_be_left(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            stream, far = bench.unix()
+            far.sock.close()
+            with pytest.raises(ConnectionResetError):
+                await stream.write(b"x")
+            stream.abort()
             with pytest.raises(OSError):
                 await stream.read()
 
