@@ -220,6 +220,8 @@ class GatewayLimits:
     """A chunked body that is collected because its backend wants to know its length first."""
     max_ignored_bytes: int = 64 * 1024
     """FastCGI records in a row that say nothing to the request, their headers included."""
+    end_wait_s: float = 1.0
+    """How long a FastCGI backend whose answer is whole, or whose client has left, is waited for to end the request."""
     idle_per_slot: int = 32
     """Connections of a proxy to one backend that wait for another request."""
     idle_s: float = 4.0

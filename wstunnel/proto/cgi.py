@@ -13,7 +13,7 @@ from wstunnel.limits import GatewayLimits
 from wstunnel.proto.request import Headers, Request
 from wstunnel.proto.response import ResponseHead, end_to_end
 
-__all__ = ["ResponseHeadReader", "is_variable", "variables"]
+__all__ = ["ResponseHeadReader", "is_variable", "split_path", "variables"]
 
 _FIELD_NAME = re.compile(r"[a-z0-9-]+")
 """Names from which a variable is made. With `_`, or with what others turn into `_`, two names would be one variable,
@@ -96,7 +96,7 @@ def variables(
     No field of the request takes the place of another variable. Authorization becomes HTTP_AUTHORIZATION: nobody but
     the program could check it.
     """
-    script, path_info = _split_path(request.path, script_name)
+    script, path_info = split_path(request.path, script_name)
     server_addr, server_port = _split_address(request.local)
     remote_addr, remote_port = _split_address(request.peer)
     host, host_port = _split_authority(request.host)
@@ -254,8 +254,12 @@ def _no_answer(why: str) -> BackendError:
     return BackendError(f"the head of the program's answer {why}", status=HTTPStatus.BAD_GATEWAY)
 
 
-def _split_path(path: str, prefix: str) -> tuple[str, str]:
-    """SCRIPT_NAME without a slash at its end, and PATH_INFO, which is empty or begins with one."""
+def split_path(path: str, prefix: str) -> tuple[str, str]:
+    """SCRIPT_NAME without a slash at its end, and PATH_INFO, which is empty or begins with one.
+
+    in      prefix  `script_name` of `variables`
+    raises  ValueError when `path` does not begin with it
+    """
     if not path.startswith(prefix):
         raise ValueError(f"{prefix!r} does not lead to {path!r}")
     end = path.find("/", len(prefix.rstrip("/")))
