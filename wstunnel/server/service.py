@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from wstunnel.errors import StartError
 from wstunnel.gateways.proxy import ProxyGateway
+from wstunnel.gateways.scgi import ScgiGateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
