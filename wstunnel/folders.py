@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from wstunnel.errors import StartError
 
-__all__ = ["check_folder", "find_file", "names_of", "open_file"]
+__all__ = ["below", "check_folder", "find_file", "names_of", "open_file"]
 
 _ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _FOLDER_FLAGS = _ROOT_FLAGS | os.O_NOFOLLOW
@@ -28,6 +28,14 @@ def check_folder(root: str, *, option: str) -> None:
         os.close(os.open(root, _ROOT_FLAGS))
     except OSError as error:
         raise StartError(f"{option} {root}: {error.strerror}") from None
+
+
+def below(path: str, prefix: str) -> str | None:
+    """What of a URL path is looked for in a folder that stands in the place of `prefix`; None: the path is beside it,
+    as /cgi-binary is beside /cgi-bin."""
+    stem = prefix.rstrip("/")
+    rest = path[len(stem) :]
+    return rest if path.startswith(stem) and rest.startswith("/") else None
 
 
 def names_of(path: str) -> list[bytes] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
-from http import HTTPStatus
 from typing import Any
 
 from wstunnel._hub import Hub
@@ -19,7 +18,6 @@ from wstunnel.net.h1 import Exchange
 from wstunnel.net.stream import BackendStream
 from wstunnel.proto import handshake
 from wstunnel.proto.cgi import split_path, variables
-from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.request import Headers, Request
 from wstunnel.settings import Route
 
@@ -143,8 +141,4 @@ async def put(stream: BackendStream, data: bytes) -> bool:
 def upgraded_of(stream: BackendStream, lease: Claim, headers: Headers, following: bytes) -> Upgraded:
     """A backend that has answered with 101, and `following` behind it, for whoever joins it to its client."""
     taken = stream.release()
-    return Upgraded(
-        encode_head(HTTPStatus.SWITCHING_PROTOCOLS, headers),
-        replace(taken, leftover=following + taken.leftover),
-        lease,
-    )
+    return Upgraded(headers, replace(taken, leftover=following + taken.leftover), lease)

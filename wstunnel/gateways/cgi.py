@@ -12,6 +12,7 @@ from http import HTTPStatus
 
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, CutAnswerError, PeerError
+from wstunnel.folders import below
 from wstunnel.gateways.answer import UnansweredError, beside, check_upgrade, collect_body, pass_on, read_head
 from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.program import SOFTWARE, Forker, ProgramClaim, start_program
@@ -57,13 +58,10 @@ class CgiGateway:
 
     def finds(self, request: Request) -> Script | None:
         """The script that a request is for; None: the request is none of ours."""
-        path = request.path
+        path: str | None = request.path
         if self._route.alias is not None:
-            prefix = self._route.path or "/"
-            path = path.removeprefix(prefix.rstrip("/"))
-            if not path.startswith("/"):  # /cgi-bin is not the beginning of /cgi-binary
-                return None
-        return self._scripts.find(path)
+            path = below(request.path, self._route.path or "/")
+        return None if path is None else self._scripts.find(path)
 
     async def serve(self, exchange: Exchange) -> Upgraded | None:
         """The program that has taken a WebSocket handshake, to be joined with its client; None: the request has been

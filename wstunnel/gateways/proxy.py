@@ -178,6 +178,8 @@ class _Turn:
                 await self._stream.write(encode_chunk(piece) if is_chunked else piece)
             if is_chunked:
                 await self._stream.write(LAST_CHUNK)
+        except OSError:
+            return  # it takes no more, and says why in its answer, or has gone
         except BaseException:
             self._stream.abort()  # so that nobody takes what has been sent for the whole
             raise

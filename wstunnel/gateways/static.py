@@ -13,6 +13,7 @@ import re
 import stat
 import string
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
@@ -21,14 +22,13 @@ from urllib.parse import quote
 
 from wstunnel._hub import Hub
 from wstunnel.errors import TunnelError
-from wstunnel.folders import check_folder, names_of, open_file
+from wstunnel.folders import below, check_folder, names_of, open_file
 from wstunnel.limits import FileLimits
 from wstunnel.net.h1 import Exchange
 from wstunnel.proto.request import Headers, Request
 
 __all__ = ["ShortFileError", "StaticGateway"]
 
-_INDEX = b"index.html"
 _BUSY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 
@@ -113,17 +113,30 @@ class _File:
 class StaticGateway:
     """Answers plain requests from the files under `root`.
 
-    in      root  a folder; it may be a symbolic link itself and is opened anew for each request, so that a
-                  deployment that swaps the link is seen at once
+    in      root         a folder; it may be a symbolic link itself and is opened anew for each request, so that a
+                         deployment that swaps the link is seen at once
+            prefix       the part of the URL path in whose place it stands
+            index_names  files that stand for their folder, the first that is there
+            types        by the end of a file's name, before those that are known anyway; "" is for all others
     raises  StartError if there is no such folder now
     bound   one open file and one chunk of `limits.chunk_bytes` per request under way
     """
 
-    __slots__ = ("_limits", "_root")
+    __slots__ = ("_index_names", "_limits", "_prefix", "_root", "_types")
 
-    def __init__(self, root: str, limits: FileLimits) -> None:
+    def __init__(
+        self,
+        root: str,
+        limits: FileLimits,
+        *,
+        prefix: str = "/",
+        index_names: Sequence[str] = ("index.html",),
+        types: Sequence[tuple[str, str]] = (),
+    ) -> None:
         check_folder(root, option="document-root")
-        self._root, self._limits = root, limits
+        self._root, self._limits, self._prefix = root, limits, prefix
+        self._index_names = [os.fsencode(name) for name in index_names]
+        self._types = [(os.fsencode(suffix), type_) for suffix, type_ in types]
 
     def open(self, hub: Hub) -> None:
         """Nothing: files are no backends."""
@@ -146,12 +159,13 @@ class StaticGateway:
         if request.method not in ("GET", "HEAD"):
             await _refuse(exchange, HTTPStatus.METHOD_NOT_ALLOWED, (("Allow", "GET, HEAD"),))
             return
-        names = _names(request.path)
+        path = below(request.path, self._prefix)
+        names = None if path is None else names_of(path)
         if names is None:
             await _refuse(exchange, HTTPStatus.NOT_FOUND)
             return
         try:
-            file = self._open(names)
+            file = self._open(names) if names[-1] else self._open_index(names[:-1])
         except IsADirectoryError:
             await _refuse(exchange, HTTPStatus.MOVED_PERMANENTLY, (("Location", _with_slash(request)),))
             return
@@ -162,6 +176,16 @@ class StaticGateway:
             await self._send(exchange, file)
         finally:
             os.close(file.fd)
+
+    def _open_index(self, folder: list[bytes]) -> _File:
+        """The first file that stands for a folder. raises OSError when there is none, or another reason not to go on"""
+        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        for name in self._index_names:
+            try:
+                return self._open([*folder, name])
+            except FileNotFoundError as error:
+                missing = error
+        raise missing
 
     def _open(self, names: list[bytes]) -> _File:
         """The file at the end of `names`; IsADirectoryError for a folder, OSError for all else that is no file."""
@@ -178,7 +202,16 @@ class StaticGateway:
         # A time still to come is not sent (RFC 9110 §8.8.2.1); one before 1970 has no use.
         modified_s = min(max(int(found.st_mtime), 0), int(time.time()))
         etag = f'"{found.st_ino:x}-{found.st_size:x}-{found.st_mtime_ns:x}"'
-        return _File(fd, found.st_size, etag, modified_s, _type_of(names[-1]))
+        return _File(fd, found.st_size, etag, modified_s, self._type_of(names[-1]))
+
+    def _type_of(self, name: bytes) -> str:
+        for suffix, type_ in self._types:
+            if suffix and name.endswith(suffix):
+                return type_
+        found = _TYPES.get(os.path.splitext(name)[1].decode("latin-1").lower())
+        if found is None:
+            return dict(self._types).get(b"", _OTHER_TYPE)
+        return f"{found}; charset=utf-8" if found.startswith("text/") else found
 
     async def _send(self, exchange: Exchange, file: _File) -> None:
         request = exchange.request
@@ -231,14 +264,6 @@ async def _refuse(exchange: Exchange, status: HTTPStatus, headers: Headers = ())
     await exchange.respond(status, (*headers, *text), f"{status.value} {status.phrase}\n".encode())
 
 
-def _names(path: str) -> list[bytes] | None:
-    """The names to walk for a request path, `index.html` added after a last slash; None: never a file of ours."""
-    names = names_of(path)
-    if names is not None and not names[-1]:
-        names[-1] = _INDEX
-    return names
-
-
 def _status_of(error: OSError) -> HTTPStatus:
     if error.errno in _BUSY:
         return HTTPStatus.SERVICE_UNAVAILABLE
@@ -252,11 +277,6 @@ def _with_slash(request: Request) -> str:
     path = quote(request.path.encode("utf-8", "surrogateescape")) + "/"
     query = quote(request.query.encode("latin-1", "replace"), safe=string.punctuation)
     return f"{path}?{query}" if query else path
-
-
-def _type_of(name: bytes) -> str:
-    found = _TYPES.get(os.path.splitext(name)[1].decode("latin-1").lower(), _OTHER_TYPE)
-    return f"{found}; charset=utf-8" if found.startswith("text/") else found
 
 
 def _precondition(request: Request, file: _File) -> HTTPStatus | None:

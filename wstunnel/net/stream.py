@@ -133,7 +133,7 @@ class BackendStream:
 
     def is_silent(self) -> bool:
         """May the connection carry another request? Not if it has ended, or anything came that nobody asked for."""
-        return not self._pending and self._transport.is_silent()
+        return not self._pending and self._write_error is None and self._transport.is_silent()
 
     def abort(self) -> None:
         """End the connection now; a second call does nothing. Who reads or writes gets an OSError."""

@@ -7,12 +7,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 
-from wstunnel.errors import StartError
+from wstunnel.gateways.cgi import CgiGateway, scripts_of
+from wstunnel.gateways.fastcgi import FastcgiGateway
+from wstunnel.gateways.program import Forker
 from wstunnel.gateways.proxy import ProxyGateway
 from wstunnel.gateways.scgi import ScgiGateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import StdioGateway
 from wstunnel.gateways.tunnel import TunnelGateway
+from wstunnel.limits import FileLimits
 from wstunnel.server.routes import HttpRoute, TunnelRoute
 from wstunnel.settings import Host, Route, Settings
 from wstunnel.supervise.balance import Balancer, HostSlots
@@ -67,13 +70,9 @@ class Service:
         self._board, self._row = board, row
         self._settings, self._forker = settings, forker
         self._slots: defaultdict[int, list[Slot]] = defaultdict(list)
-        limits = settings.limits
-        self.routes: list[TunnelRoute | HttpRoute] = [
-            self._bound(index, route, places[index]) for index, route in enumerate(settings.routes)
-        ]
+        self.routes = [self._bound(index, route, places[index]) for index, route in enumerate(settings.routes)]
         if settings.document_root is not None:
-            files = Route(gateway="static", docroot=settings.document_root)
-            self.routes.append(HttpRoute(files, StaticGateway(settings.document_root, limits.file)))
+            self.routes.append(self._bound(-1, Route(gateway="static", docroot=settings.document_root), ()))
 
     def note_death(self, row: int) -> None:
         """The process of the slot with this row has ended."""
@@ -81,17 +80,22 @@ class Service:
             slot.note_death()
 
     def _bound(self, index: int, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> TunnelRoute | HttpRoute:
-        """The route, joined to what serves it."""
-        limits = self._settings.limits
+        """The route, joined to what it leads to."""
+        limits, name = self._settings.limits, name_of(route)
         match route.kind:
+            case "tunnel":
+                return TunnelRoute(route, TunnelGateway(self._balancer(route, places), name))
             case "stdio":
                 return TunnelRoute(route, StdioGateway(self._forker, index, route, limits.spawn))
-            case "tunnel":
-                return TunnelRoute(route, TunnelGateway(self._balancer(route, places), name_of(route)))
             case "proxy":
-                gateway = ProxyGateway(self._balancer(route, places), name_of(route), route, limits.gateway)
-                return HttpRoute(route, gateway)
-        raise StartError(f"{name_of(route)}: a gateway of {route.kind} is not served yet")
+                return HttpRoute(route, ProxyGateway(self._balancer(route, places), name, route, limits.gateway))
+            case "cgi":
+                return HttpRoute(route, CgiGateway(self._forker, index, route, limits))
+            case "static":
+                return HttpRoute(route, _files_of(route, limits.file))
+            case "scgi" | "fastcgi" as kind:
+                made = ScgiGateway if kind == "scgi" else FastcgiGateway
+                return HttpRoute(route, made(TunnelGateway(self._balancer(route, places), name), route, limits))
 
     def _balancer(self, route: Route, places: tuple[tuple[SlotPlace, ...], ...]) -> Balancer:
         limits = self._settings.limits
@@ -102,6 +106,16 @@ class Service:
                 self._slots[slot.row].append(slot)
             hosts.append(HostSlots(host, slots))
         return Balancer(hosts, route.balance, limits=limits, clock=time.monotonic)
+
+
+def _files_of(route: Route, limits: FileLimits) -> StaticGateway:
+    return StaticGateway(
+        route.alias or route.docroot or "",
+        limits,
+        prefix="/" if route.alias is None else route.path or "/",
+        index_names=route.index_file_names,
+        types=route.mimetype_assign,
+    )
 
 
 def name_of(route: Route) -> str:

@@ -597,3 +597,33 @@ def test_a_folder_swapped_for_a_link_while_walking_leads_nowhere(gateway, root, 
 @pytest.mark.parametrize("path", ["/\ud800.txt", "/a\0.txt", "/" + "a" * 300, "/" + "sub/" * 2000, "/sub" + "/" * 2000])
 def test_a_name_that_no_file_can_have_is_not_there(gateway, path):
     assert ask(gateway, path).status == 404
+
+
+# --- what an operator says of files
+
+
+def test_a_folder_stands_in_the_place_of_a_prefix(tmp_path):
+    (tmp_path / "a.txt").write_text("found")
+    gateway = StaticGateway(str(tmp_path), FileLimits(), prefix="/doc/")
+    assert ask(gateway, "/doc/a.txt").body == b"found"
+    assert ask(gateway, "/a.txt").status == 404
+    assert ask(StaticGateway(str(tmp_path), FileLimits(), prefix="/doc"), "/document/a.txt").status == 404
+
+
+def test_the_first_index_that_is_there_stands_for_its_folder(tmp_path):
+    gateway = StaticGateway(str(tmp_path), FileLimits(), index_names=("a.html", "b.html"))
+    assert ask(gateway, "/").status == 404
+    (tmp_path / "b.html").write_text("b")
+    assert ask(gateway, "/").body == b"b"
+    (tmp_path / "a.html").write_text("a")
+    assert ask(gateway, "/").body == b"a"
+    assert ask(StaticGateway(str(tmp_path), FileLimits(), index_names=()), "/").status == 404
+
+
+def test_a_type_is_what_the_operator_says_then_what_is_known_then_the_default(tmp_path):
+    for name in ("a.md", "a.tar.gz", "a.css", "a.x"):
+        (tmp_path / name).write_text("")
+    types = ((".md", "text/x-mine"), (".tar.gz", "application/x-tgz"), ("", "text/x-other"))
+    gateway = StaticGateway(str(tmp_path), FileLimits(), types=types)
+    found = [ask(gateway, f"/{name}").headers["content-type"] for name in ("a.md", "a.tar.gz", "a.css", "a.x")]
+    assert found == ["text/x-mine", "application/x-tgz", "text/css; charset=utf-8", "text/x-other"]

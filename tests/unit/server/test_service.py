@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import Run, open_descriptors
 from wstunnel.errors import StartError
+from wstunnel.gateways.cgi import CgiGateway
 from wstunnel.gateways.proxy import ProxyGateway
 from wstunnel.gateways.static import StaticGateway
 from wstunnel.gateways.stdio import StdioGateway
