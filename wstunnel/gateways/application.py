@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from wstunnel.proto.cgi import split_path, variables
 from wstunnel.proto.request import Headers, Request
 from wstunnel.settings import Route
 
-__all__ = ["Application", "put", "upgraded_of"]
+__all__ = ["Application", "upgraded_of"]
 
 
 class Application:
@@ -128,14 +127,6 @@ class Application:
         names = names_of(request.path)
         count = None if names is None else find_file(self._route.docroot, names)
         return None if count is None else "/".join(request.path.split("/", count + 1)[: count + 1])
-
-
-async def put(stream: BackendStream, data: bytes) -> bool:
-    """Send, and tell whether the backend is still there. One that is not may have said why: whoever reads will see."""
-    with contextlib.suppress(OSError):
-        await stream.write(data)
-        return True
-    return False
 
 
 def upgraded_of(stream: BackendStream, lease: Claim, headers: Headers, following: bytes) -> Upgraded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from wstunnel._hub import Hub
-from wstunnel.gateways.application import Application, put
+from wstunnel.gateways.application import Application
 from wstunnel.gateways.claim import Gateway, Upgraded
 from wstunnel.gateways.records import REQUEST_ID, RecordPipe, Responder
 from wstunnel.limits import Limits
@@ -81,9 +81,9 @@ async def _ask(exchange: Exchange, stream: BackendStream, head: bytes, body: byt
     in      is_open  stdin does not end: it may become what the client of a WebSocket says
     """
     stream.hold_clock()
-    is_there = await put(stream, head + stdin(REQUEST_ID, body) if body else head)
+    is_there = await stream.offer(head + stdin(REQUEST_ID, body) if body else head)
     while is_there and (piece := await exchange.read()):
-        is_there = await put(stream, stdin(REQUEST_ID, piece))
+        is_there = await stream.offer(stdin(REQUEST_ID, piece))
     if is_there and not is_open:
-        await put(stream, stdin(REQUEST_ID, b""))
+        await stream.offer(stdin(REQUEST_ID, b""))
     stream.start_clock()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Collection
 
@@ -142,8 +141,7 @@ class _Turn:
             self._idle = None  # nobody knows what a backend that refuses takes the next bytes for
         keeps_alive = self._idle is not None
         head = encode_request(request, forwarded=forwarded, keeps_alive=keeps_alive, with_upgrade=accept is not None)
-        with contextlib.suppress(OSError):  # what has become of the connection is told by its answer
-            await self._stream.write(head)
+        await self._stream.offer(head)
         if self._is_reused and self._stream.is_broken:
             raise _StaleError  # nothing of it has left
         if request.body_bytes == 0:
@@ -172,16 +170,15 @@ class _Turn:
             self._lease.release()
 
     async def _send_body(self, exchange: Exchange) -> None:
-        is_chunked = exchange.request.body_bytes is None
+        stream, is_chunked = self._stream, exchange.request.body_bytes is None
         try:
             while piece := await exchange.read():
-                await self._stream.write(encode_chunk(piece) if is_chunked else piece)
-            if is_chunked:
-                await self._stream.write(LAST_CHUNK)
-        except OSError:
-            return  # it takes no more, and says why in its answer, or has gone
+                if not await stream.offer(encode_chunk(piece) if is_chunked else piece):
+                    return
+            if is_chunked and not await stream.offer(LAST_CHUNK):
+                return
         except BaseException:
-            self._stream.abort()  # so that nobody takes what has been sent for the whole
+            stream.abort()  # so that nobody takes what has been sent for the whole
             raise
         self._is_sent = True
         self._stream.start_clock()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError
 from wstunnel.gateways.answer import beside
-from wstunnel.gateways.application import put, upgraded_of
+from wstunnel.gateways.application import upgraded_of
 from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
 from wstunnel.net.stream import BackendStream
@@ -153,14 +153,14 @@ class RecordPipe:
         """From the client to stdin, whose end is the client's EOF."""
         with contextlib.suppress(OSError):
             while data := await self._inner.read():
-                await put(self._responder.stream, stdin(REQUEST_ID, data))
-            await put(self._responder.stream, stdin(REQUEST_ID, b""))
+                await self._responder.stream.offer(stdin(REQUEST_ID, data))
+            await self._responder.stream.offer(stdin(REQUEST_ID, b""))
 
     async def _pass_out(self) -> None:
         """From stdout to the client, to the end of the request."""
         try:
             while data := await self._responder.read():
-                if not await put(self._inner, data):
+                if not await self._inner.offer(data):
                     return
         except (BackendError, OSError) as error:
             _log.warning("%s: a WebSocket broke off: %s", self._lease.name, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wstunnel._hub import Hub
-from wstunnel.gateways.application import Application, put, upgraded_of
+from wstunnel.gateways.application import Application, upgraded_of
 from wstunnel.gateways.claim import Gateway, Upgraded
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Exchange
@@ -83,7 +83,7 @@ class _Output:
 async def _ask(exchange: Exchange, stream: BackendStream, head: bytes) -> None:
     """Send all of the request, and count the backend's silence from then on."""
     stream.hold_clock()
-    is_there = await put(stream, head)
+    is_there = await stream.offer(head)
     while is_there and (piece := await exchange.read()):
-        is_there = await put(stream, piece)
+        is_there = await stream.offer(piece)
     stream.start_clock()

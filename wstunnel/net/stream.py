@@ -116,6 +116,15 @@ class BackendStream:
             if self._write_error is not None:
                 raise self._write_error
 
+    async def offer(self, data: bytes) -> bool:
+        """As `write`, but tell whether the backend still takes anything. One that does not may have said why: whoever
+        reads will see."""
+        try:
+            await self.write(data)
+        except OSError:
+            return False
+        return True
+
     def write_eof(self) -> None:
         """End our side. raises OSError when the connection is gone."""
         self._transport.write_eof()
