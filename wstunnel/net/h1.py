@@ -35,6 +35,7 @@ _TEXT = ("Content-Type", "text/plain")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _DATE = re.compile(rb"^date:", re.IGNORECASE | re.MULTILINE)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NEVER_S = float("inf")
 
 
 class _State(Enum):
@@ -216,9 +217,11 @@ class H1Connection(asyncio.BufferedProtocol):
     """
 
     __slots__ = (
+        "_asked_s",
         "_body",
         "_body_limits",
         "_buffer",
+        "_due_s",
         "_exchange",
         "_is_at_eof",
         "_is_continue_awaited",
@@ -281,6 +284,7 @@ class H1Connection(asyncio.BufferedProtocol):
         self._is_write_paused = False
         self._is_continue_awaited = False
         self._unsent_bytes = 0  # when last looked at
+        self._due_s = self._asked_s = _NEVER_S  # the deadline, and when the wheel asks about it: no later
 
     def drain(self, *, is_patient: bool = False) -> None:
         """Take no further request: a connection without one ends now, another after its answer.
@@ -351,7 +355,7 @@ class H1Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._state = _CLOSED
-        self._disarm()
+        self._leave_wheel()
         if self._task is None:
             self._on_closed(self)
         elif self._exchange._is_answered:
@@ -362,11 +366,16 @@ class H1Connection(asyncio.BufferedProtocol):
     # --- called by the wheel
 
     def due(self, now_s: float) -> float | None:
-        """A deadline has passed; see the class."""
+        """If a deadline has passed, act as the class says; else the next time to be asked."""
+        self._asked_s = self._due_s
+        if now_s < self._due_s:
+            return self._due_s if self._due_s < _NEVER_S else None
+        self._due_s = self._asked_s = _NEVER_S
         if self._is_write_paused:
             unsent_bytes, self._unsent_bytes = self._unsent_bytes, self._transport.get_write_buffer_size()
             if self._unsent_bytes < unsent_bytes:
-                return now_s + self._limits.write_stall_s
+                self._due_s = self._asked_s = now_s + self._limits.write_stall_s
+                return self._due_s
             self._transport.abort()
         elif self._reading is not None:
             if not self._reading.done():
@@ -455,6 +464,7 @@ class H1Connection(asyncio.BufferedProtocol):
         if self._is_write_paused or self._transport.is_closing():
             await self._drained()
         self._state = _TAKEN
+        self._leave_wheel()
         leftover, self._pending = self._pending, b""
         return Taken(self._transport, leftover, self._is_at_eof)
 
@@ -607,10 +617,18 @@ class H1Connection(asyncio.BufferedProtocol):
     # --- small things
 
     def _arm(self, after_s: float) -> None:
-        self._wheel.add(self, self._loop.time() + after_s)
+        self._due_s = self._loop.time() + after_s
+        if self._due_s < self._asked_s:
+            self._asked_s = self._due_s
+            self._wheel.add(self, self._due_s)
 
     def _disarm(self) -> None:
-        self._wheel.discard(self)
+        """The wheel asks all the same; as a rule there is another deadline by then, and it need not be touched."""
+        self._due_s = _NEVER_S
+
+    def _leave_wheel(self) -> None:
+        if self._asked_s < _NEVER_S:
+            self._wheel.discard(self)
 
     def _wake_reading(self) -> None:
         if self._reading is not None and not self._reading.done():
