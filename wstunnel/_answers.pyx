@@ -44,8 +44,8 @@ def read_plain_answer(bytes data not None, Py_ssize_t max_bytes, Py_ssize_t max_
     """Status, the fields that are for the client, length of the body, may the connection be used again, and where the
     head ends; None: ask a ResponseReader.
 
-    out     an answer of HTTP/1.1 that is not interim, with strict fields, one Content-Length, and at most one Connection
-            that says `keep-alive` or `close`
+    out     an answer of HTTP/1.1 that is not interim, with strict fields, one Content-Length, and at most one
+            Connection, which says `keep-alive` or `close`
     bound   PLAIN_BYTES on the stack; one pass
     source  RFC 9112 §4-§6, as ResponseReader
     """
