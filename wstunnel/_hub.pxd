@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 
 cdef extern from "<sys/epoll.h>" nogil:
-    enum: EPOLLIN, EPOLLOUT
+    enum: EPOLLERR, EPOLLIN, EPOLLOUT
 
 
 cdef extern from "<sys/types.h>":
@@ -63,6 +63,7 @@ cdef class Stream:
     cdef uint8_t* queue                 # malloc'd; queue_bytes long from queue_start
     cdef size_t queue_start
     cdef size_t queue_bytes
+    cdef bint is_end_next               # what is put is the last, and shut down behind at once: one packet for both
 
     cdef int ready(self, uint32_t events) except -1
     cdef int fail(self) except -1

@@ -24,7 +24,7 @@ from posix.unistd cimport close as close_fd
 import os
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOL_SOCKET, SO_MEMINFO
+    enum: MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOL_SOCKET, SO_MEMINFO
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t recv(int fd, void* p, size_t n, int flags)
     int shutdown(int fd, int how)
@@ -34,7 +34,7 @@ cdef extern from "<linux/sock_diag.h>" nogil:
     enum: SK_MEMINFO_WMEM_ALLOC, SK_MEMINFO_SNDBUF, SK_MEMINFO_WMEM_QUEUED, SK_MEMINFO_VARS
 
 cdef extern from "<sys/epoll.h>" nogil:
-    enum: EPOLLERR, EPOLLHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
+    enum: EPOLLHUP, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_CLOEXEC
     ctypedef union epoll_data_t:
         uint64_t u64
     struct epoll_event:
@@ -226,10 +226,11 @@ cdef class Stream:
         """Send n bytes behind those that wait, or keep what the socket does not take; an errno, or 0."""
         cdef ssize_t r
         cdef uint8_t* grown
+        cdef int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if self.is_end_next else 0)
         if self.queue_bytes == 0:
-            r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+            r = send(self.fd, p, n, flags)
             while r < 0 and errno == EINTR:
-                r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+                r = send(self.fd, p, n, flags)
             if r < 0:
                 if errno != EAGAIN:
                     return errno

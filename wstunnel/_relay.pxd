@@ -51,6 +51,7 @@ cdef class Leg(Stream):
     cdef int seen_unacked
     cdef bint is_own                    # the descriptor is the leg's: the hub reads it, and the leg closes it
     cdef uint8_t stream                 # reads to come that may be large, since one was full lately
+    cdef bint may_have_failed           # the socket may have an error that reading does not tell
     cdef bint is_read_ended             # EOF or error: nothing more will be read
     cdef bint is_write_dead             # the peer takes nothing more (EPIPE, reset): what is pushed is dropped
     cdef bint is_reset                  # the peer went away with an error, not with an EOF

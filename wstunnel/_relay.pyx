@@ -25,6 +25,7 @@ from posix.unistd cimport close as close_fd
 from wstunnel._hub cimport (
     BYTES_IN,
     BYTES_OUT,
+    EPOLLERR,
     EPOLLIN,
     EPOLLOUT,
     MESSAGES_IN,
@@ -123,6 +124,7 @@ cdef class Leg(Stream):
 
     def __cinit__(self):
         self.holds = HOLD_START
+        self.may_have_failed = True
 
     def __init__(self, Hub hub not None, int fd):
         self.hub = hub
@@ -144,6 +146,7 @@ cdef class Leg(Stream):
         if self.queue_bytes and events & ~<uint32_t>EPOLLIN:
             self.flush()
         if self.wanted & EPOLLIN and events & ~<uint32_t>EPOLLOUT:
+            self.may_have_failed = events & EPOLLERR != 0
             return self.read()
         return 0
 
@@ -180,10 +183,11 @@ cdef class Leg(Stream):
         """The peer says no more."""
         cdef int error = 0
         cdef unsigned length = sizeof(error)
-        # libuv reports a hang-up after a partial read as EOF and leaves the error behind
-        if self.fd >= 0 and getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 and error:
-            self.is_reset = True
-            self.mark_write_dead(error)
+        # an EOF may hide an error: of a reset behind it, or of a hang-up that libuv reports after a partial read as EOF
+        if self.may_have_failed and self.fd >= 0:
+            if getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &error, &length) == 0 and error:
+                self.is_reset = True
+                self.mark_write_dead(error)
         self.is_read_ended = True
         self.rearm()
         return self.leave()
@@ -833,6 +837,7 @@ cdef class Relay:
         self.is_close_sent = True
         if self.is_pipe:
             return 0        # whatever is under way is not ours to interrupt
+        self.client.is_end_next = self.is_close_received or self.client.is_read_ended   # see `settle`
         return self.client.push(payload - header, header + n)
 
     cdef int begin_ending(self, State state) except -1:

@@ -16,6 +16,7 @@ import re
 import select
 import socket
 import struct
+import sys
 import termios
 from collections.abc import Callable
 from typing import Any
@@ -2033,6 +2034,43 @@ def test_a_backend_that_breaks_in_the_middle_of_a_character_is_not_accused_of_bi
             assert bench.relay.closed_by == "backend"
             assert not bench.relay.is_text_broken
 
+    run(check())
+
+
+def test_a_reset_that_hides_behind_an_eof_is_a_broken_backend(run: Run):
+    """recv(2) tells the EOF alone where a TCP peer has ended its side and then closed over what it had not read."""
+
+    async def check() -> None:
+        async with Bench(backend=tcp_pair) as bench:
+            await bench.says(frame(BINARY, b"never read"))
+            bench.backend.half_close()
+            bench.backend.close()
+
+            assert (await bench.client.to_end(answer=True)).code == INTERNAL
+
+    run(check())
+
+
+def test_the_close_and_the_end_behind_it_are_one_packet(run: Run):
+    """Each packet of a short connection costs more than the frame in it."""
+
+    def tcp_info(at: int) -> int:
+        info = bench.client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+        return int.from_bytes(info[at : at + 4], sys.byteorder)
+
+    async def check() -> None:
+        nonlocal bench
+        async with Bench(client=tcp_pair) as bench:
+            unacked, segments_in = 24, 140  # where tcp_info has them, linux/tcp.h
+            await bench.says(close_frame(NORMAL))
+            await eventually(lambda: tcp_info(unacked) == 0, "an acknowledgement of the CLOSE")
+            before = tcp_info(segments_in)
+            bench.backend.close()
+
+            assert await bench.client.recv_to_end() == b"\x88\x02" + NORMAL.to_bytes(2)
+            assert tcp_info(segments_in) - before == 1
+
+    bench: Bench
     run(check())
 
 
