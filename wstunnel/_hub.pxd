@@ -3,6 +3,8 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
+from wstunnel._wheel cimport TimerWheel
+
 
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLERR, EPOLLIN, EPOLLOUT
@@ -29,7 +31,7 @@ cdef class Hub:
     """What the sockets of one worker share: a read buffer, a clock, counters, and one epoll set."""
 
     cdef readonly object loop
-    cdef readonly object wheel
+    cdef readonly TimerWheel wheel
     cdef public double now_s            # the wheel's clock, as of its last tick
     cdef readonly object view           # memoryview of the read buffer behind the headroom
     cdef bytearray store                # owns the bytes that `base` points into; never resized

@@ -5,16 +5,9 @@ from typing import Any, Protocol
 
 from typing_extensions import Buffer, disjoint_base
 
+from wstunnel._wheel import TimerWheel
+
 __all__ = ["Hub", "PlainTransport"]
-
-class _Due(Protocol):
-    def due(self, now_s: float) -> float | None: ...
-
-class _Wheel(Protocol):
-    @property
-    def now_s(self) -> float: ...
-    def add(self, item: _Due, at_s: float) -> None: ...
-    def discard(self, item: _Due) -> None: ...
 
 class _Connection(Protocol):
     def connection_made(self, transport: PlainTransport) -> None: ...
@@ -27,13 +20,13 @@ class _Connection(Protocol):
 @disjoint_base
 class Hub:
     loop: asyncio.AbstractEventLoop
-    wheel: _Wheel
+    wheel: TimerWheel
     now_s: float
     view: memoryview
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        wheel: _Wheel,
+        wheel: TimerWheel,
         *,
         read_bytes: int,
         bulk_bytes: int,

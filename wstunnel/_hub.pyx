@@ -58,7 +58,7 @@ cdef class Hub:
     """What the sockets of one worker share.
 
     in      loop        the running asyncio or uvloop loop
-            wheel       net.wheel.TimerWheel
+            wheel       what times its sockets, and the hub itself
             read_bytes  size of one read, and so the most that a leg is left with
             bulk_bytes  size of one read of a stream, while its receiver has room for what is over read_bytes
             turn_bytes  what a transport may read before the others have their turn; a socket of the hub is read once
@@ -72,7 +72,7 @@ cdef class Hub:
     def __cinit__(self):
         self.epoll_fd = -1
 
-    def __init__(self, loop, wheel, *, size_t read_bytes, size_t bulk_bytes, size_t turn_bytes, double look_s,
+    def __init__(self, loop, TimerWheel wheel not None, *, size_t read_bytes, size_t bulk_bytes, size_t turn_bytes, double look_s,
                  counters=None):
         self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
         if self.counters.shape[0] != COUNTERS:
