@@ -8,8 +8,9 @@ import shlex
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import Enum
 
+from wstunnel._slots import best_slot
 from wstunnel.errors import BackendError
 from wstunnel.limits import Limits
 from wstunnel.settings import Balance, Host
@@ -39,17 +40,8 @@ class HostSlots:
     slots: Sequence[Slot]
 
 
-class _Rank(IntEnum):
-    """How gladly a slot is taken; among those of the same rank the one with the fewest leases is."""
-
-    ROOM = 0
-    IDLE = 1
-    OVER = 2
-    WAITING = 3
-
-
-# An attribute of an enum costs as much as a call, in Python 3.11.
-_ROOM, _IDLE, _OVER, _WAITING = _Rank
+_WAITING = 3
+"""As `best_slot` ranks a slot whose process is down."""
 
 
 class _Lack(Enum):
@@ -85,36 +77,14 @@ class _Group:
         digest.update(text)
         return digest.digest()
 
-    def best(self, avoid: Collection[Slot], now_s: float) -> tuple[_Rank, Slot] | _Lack:
-        """The slot to take, and how gladly.
-
-        A slot whose process is down comes after all that run: it has the fewest leases *because* it fails, and would
-        draw every new connection into its backlog.
-        """
-        most, is_strict = self.host.max_load_per_proc, self.is_strict
-        lack = _NOBODY
-        best: Slot | None = None
-        best_rank, best_load = _WAITING, 0
-        for slot in self.slots:
-            rank = _RANKS[slot.state]
-            if rank is None or slot.disabled_until_s > now_s or slot in avoid:
-                continue
-            load = slot.load
-            if load >= most:
-                if is_strict:
-                    lack = _Lack.BUSY if self.host.max_load_policy == "queue" else _Lack.REFUSED
-                    continue
-                rank = max(rank, _OVER)
-            if best is None or rank < best_rank or (rank == best_rank and load < best_load):
-                best, best_rank, best_load = slot, rank, load
-                if not load and rank is _ROOM:
-                    break
-        return lack if best is None else (best_rank, best)
-
-
-_RANKS = tuple(
-    {SlotState.RUNNING: _ROOM, SlotState.IDLE: _IDLE, SlotState.WAITING: _WAITING}.get(state) for state in SlotState
-)
+    def best(self, avoid: Collection[Slot], now_s: float) -> tuple[int, Slot] | _Lack:
+        """The slot to take, and how gladly."""
+        rank, slot, is_busy = best_slot(self.slots, avoid, now_s, self.host.max_load_per_proc, self.is_strict)
+        if slot is not None:
+            return rank, slot
+        if not is_busy:
+            return _NOBODY
+        return _Lack.BUSY if self.host.max_load_policy == "queue" else _Lack.REFUSED
 
 
 @dataclass(slots=True, eq=False)
@@ -200,7 +170,7 @@ class Balancer:
                 lack = best if lack is not _Lack.BUSY and best is not _Lack.NOBODY else lack
                 continue
             rank, slot = best
-            if rank is not _WAITING:
+            if rank != _WAITING:
                 break
             later = later or (group, slot)
         else:

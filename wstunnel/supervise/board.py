@@ -198,6 +198,10 @@ class Board:
         """No worker row from this one on has ever been used: there is nothing to add up there."""
         return self._words[_USED]
 
+    def used(self) -> memoryview:
+        """The word that `workers_used` tells."""
+        return self._words[_USED : _USED + 1]
+
     def use_worker(self, row: int) -> None:
         """This worker row is used from now on."""
         if row >= self._words[_USED]:

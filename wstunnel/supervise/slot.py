@@ -6,6 +6,7 @@ import asyncio
 import time
 from contextlib import AbstractContextManager
 
+from wstunnel._slots import SlotWords
 from wstunnel.limits import Limits
 from wstunnel.supervise import procfs
 from wstunnel.supervise.board import Board, SlotColumn, SlotState
@@ -15,14 +16,13 @@ from wstunnel.supervise.place import SlotPlace
 __all__ = ["Slot"]
 
 _STATES = tuple(SlotState)
-_STATE, _PID, _DEATHS = int(SlotColumn.STATE), int(SlotColumn.PID), int(SlotColumn.DEATHS)  # read for every lease
+_STATE, _PID, _DEATHS = int(SlotColumn.STATE), int(SlotColumn.PID), int(SlotColumn.DEATHS)
 _BROKEN = int(SlotState.BROKEN)
-_ONE_WORKER = 2  # rows in use: the first one is nobody's, and has no leases
 _NS_PER_S = 1_000_000_000
 
 
-class Slot:
-    """Reads the slot's row, which whoever supervises writes, and counts in the cells of one worker.
+class Slot(SlotWords):
+    """Reads the slot's row, which whoever supervises writes, and counts in the cells of one worker: by leases.
 
     in      worker_row  the row of the worker that takes leases here
     """
@@ -31,24 +31,18 @@ class Slot:
         "_board",
         "_died",
         "_exit_wait_ns",
-        "_loads",
-        "_totals",
         "_words",
-        "_worker_row",
         "address",
-        "disabled_until_s",
         "name",
         "row",
     )
 
     def __init__(self, place: SlotPlace, board: Board, worker_row: int, limits: Limits) -> None:
+        words = board.slot(place.row)
+        super().__init__(words, board.loads(place.row), board.totals(place.row), board.used(), worker_row)
         self.name, self.address, self.row = place.name, place.address, place.row
-        self.disabled_until_s = float("-inf")
-        """It could not be connected, and is not tried before the balancer's clock shows this (disable-time)."""
         self._board = board
-        self._words = board.slot(place.row)
-        self._loads, self._totals = board.loads(place.row), board.totals(place.row)
-        self._worker_row = worker_row
+        self._words = words
         board.use_worker(worker_row)  # the master has seen to it before, where there is one
         self._exit_wait_ns = int(limits.spawn.exit_wait_s * _NS_PER_S)
         self._died: asyncio.Future[None] | None = None  # somebody waits for the next death
@@ -62,29 +56,9 @@ class Slot:
         """The process that runs now, if it is ours."""
         return self._words[SlotColumn.PID] or None
 
-    @property
-    def deaths(self) -> int:
-        """Processes that have ended; a lease remembers how many had when it was taken."""
-        return self._words[_DEATHS]
-
-    @property
-    def load(self) -> int:
-        """Leases out, those of all workers."""
-        used = self._board.workers_used
-        return self._loads[1] if used == _ONE_WORKER else sum(self._loads[1:used])
-
     def claiming(self) -> AbstractContextManager[bool]:
         """Yields whether no other worker is inside: look at `load`, and take a lease if there is room."""
         return self._board.claiming(self.row)
-
-    def begin(self) -> None:
-        """Count one lease more of this worker."""
-        self._loads[self._worker_row] += 1
-        self._totals[self._worker_row] += 1
-
-    def end(self) -> None:
-        """Count one lease less of this worker."""
-        self._loads[self._worker_row] -= 1
 
     def note_death(self) -> None:
         """Whoever supervises says that the row tells of one more death: wake those who wait for it."""

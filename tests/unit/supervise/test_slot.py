@@ -15,6 +15,7 @@ from wstunnel.limits import Limits, MasterLimits, SpawnLimits
 from wstunnel.settings import UnixAddress
 from wstunnel.supervise.board import Board, SlotColumn, SlotState
 from wstunnel.supervise.child import ExitStatus
+from wstunnel.supervise.lease import Lease
 from wstunnel.supervise.place import SlotPlace
 from wstunnel.supervise.slot import Slot
 
@@ -86,16 +87,20 @@ def test_a_slot_is_not_disabled_from_the_start_whatever_the_clock_shows(stand):
 
 
 def test_a_lease_counts_for_its_worker_and_is_seen_by_all(stand):
-    for slot in (stand.slot, stand.slot, stand.others):
-        slot.begin()
+    leases = [Lease(slot, 0, lambda: None) for slot in (stand.slot, stand.slot, stand.others)]
     assert stand.slot.load == stand.others.load == stand.board.load(ROW) == 3
     assert stand.board.loads(ROW)[:3].tolist() == [0, 2, 1]
 
-    stand.slot.end()
+    leases[0].release()
 
     assert stand.board.loads(ROW)[:3].tolist() == [0, 1, 1]
     assert stand.board.totals(ROW)[:3].tolist() == [0, 2, 1]
     assert stand.others.load == 2
+
+
+def test_a_worker_row_that_the_board_does_not_have_is_no_place_to_count_in(stand):
+    with pytest.raises(ValueError, match="no worker row 8"):
+        Slot(SlotPlace("echo-0", UnixAddress("/run/echo-0"), ROW), stand.board, 8, Limits())
 
 
 def test_claiming_is_for_this_slot(stand, monkeypatch):
