@@ -17,7 +17,7 @@ from libc.string cimport memcmp
 
 from wstunnel.proto.request import Request
 
-__all__ = ["field_values", "read_plain_head"]
+__all__ = ["field_values", "plain_key", "read_plain_head"]
 
 
 cdef extern from "Python.h":
@@ -170,6 +170,38 @@ def field_values(tuple headers not None, str name not None):
         if key is name or (len(key) == length and key == name):
             values.append((<tuple>pair)[1])
     return values
+
+
+def plain_key(tuple headers not None):
+    """The Sec-WebSocket-Key of a handshake as nearly every client makes it: one version, 13, one key of 16 bytes, and no
+    subprotocol. None: look at it more closely."""
+    cdef str name, value = None
+    cdef bint is_13 = False
+    cdef Py_ssize_t length, at
+    cdef const char* text
+    for pair in headers:
+        name = (<tuple?>pair)[0]
+        length = len(name)
+        if length == 21 and name == "sec-websocket-version":
+            if is_13 or (<tuple>pair)[1] != "13":
+                return None
+            is_13 = True
+        elif length == 17 and name == "sec-websocket-key":
+            if value is not None:
+                return None
+            value = (<tuple>pair)[1]
+        elif length == 22 and name == "sec-websocket-protocol":
+            return None
+    if not is_13 or value is None:
+        return None
+    text = PyUnicode_AsUTF8AndSize(value, &length)
+    if length != 24 or text[22] != c"=" or text[23] != c"=":
+        return None
+    for at in range(22):
+        if not (c"A" <= text[at] <= c"Z" or c"a" <= text[at] <= c"z" or c"0" <= text[at] <= c"9"
+                or text[at] == c"+" or text[at] == c"/"):
+            return None
+    return value
 
 
 cdef bint _scan(const uint8_t* raw, Py_ssize_t length, Py_ssize_t max_fields, Head* head) noexcept nogil:  # hot

@@ -7,7 +7,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from wstunnel._heads import field_values
+from wstunnel._heads import field_values, plain_key
 from wstunnel.errors import PeerError, safe
 from wstunnel.proto.http1 import encode_field, encode_head
 from wstunnel.proto.request import Headers, Request
@@ -48,6 +48,9 @@ def answer(request: Request, subprotocols: tuple[str, ...] = ()) -> Answer:
             that is no upgrade or of another version, 400 for a key that is missing, repeated or not 16 bytes
     source  RFC 6455 §4.2
     """
+    if request.wants_websocket and request.method == "GET" and (key := plain_key(request.headers)) is not None:
+        accept = accept_hash(key)
+        return Answer(accept, None, _SWITCHING + accept.encode("ascii") + b"\r\n\r\n")
     if request.method != "GET":
         raise PeerError("a WebSocket handshake is a GET", status=405, headers=(("Allow", "GET"),))
     if not request.wants_websocket:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import re
 
 import pytest
 import wsproto.handshake
 from wsproto.events import AcceptConnection
 from wsproto.events import Request as WsRequest
 
+from wstunnel._heads import plain_key
 from wstunnel.errors import PeerError
 from wstunnel.limits import HeadLimits
 from wstunnel.proto.handshake import accept_hash, answer, choose_subprotocol
@@ -43,6 +45,34 @@ def refused(request: Request) -> PeerError:
 
 def test_sample_of_the_rfc_is_answered_as_the_rfc_says():
     assert accept_hash(KEY) == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+
+
+@pytest.mark.parametrize("place", range(len(KEY)))
+def test_every_byte_of_a_key_is_looked_at(place):
+    """In the C reader and behind it alike: what base64 makes of 16 bytes passes, and nothing else."""
+    for byte in range(0x21, 0x100):
+        key = f"{KEY[:place]}{chr(byte)}{KEY[place + 1 :]}"
+        fields = (("sec-websocket-version", "13"), ("sec-websocket-key", key))
+        asked = Request(
+            method="GET", target="/", path="/", query="", host="a", headers=fields, peer="unix:", wants_websocket=True
+        )
+        if re.fullmatch("[A-Za-z0-9+/]{22}==", key):
+            assert plain_key(fields) == key
+            assert answer(asked).accept == accept_hash(key)
+        else:
+            assert plain_key(fields) is None
+            assert refused(asked).status == 400
+
+
+@pytest.mark.parametrize(
+    "more", [("sec-websocket-version", "13"), ("sec-websocket-key", KEY), ("sec-websocket-protocol", "binary")]
+)
+def test_what_is_said_twice_or_beyond_the_usual_is_looked_at_more_closely(more):
+    usual = (("host", "a"), ("sec-websocket-version", "13"), ("sec-websocket-key", KEY))
+    assert plain_key(usual) == KEY
+    assert plain_key((*usual, more)) is None
+    assert plain_key(usual[:2]) is plain_key(usual[::2]) is None
+    assert plain_key((("sec-websocket-version", "8"), usual[2])) is None
 
 
 def test_good_handshake_gets_upgrade_connection_and_accept_and_nothing_else():
