@@ -8,7 +8,7 @@ A descriptor that comes from here is non-blocking, is not inherited by programs,
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_SetFromErrno
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint8_t, uint16_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close
 
@@ -16,6 +16,7 @@ import os
 
 cdef extern from "Python.h":
     bytes PyUnicode_EncodeFSDefault(object text)
+    str PyUnicode_DecodeLatin1(const char* text, Py_ssize_t n, const char* errors)
     str PyUnicode_FromFormat(const char* pattern, ...)
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -108,12 +109,32 @@ def connect_unix(path not None):
     return fd
 
 
+cdef char* _decimal(char* p, unsigned number) noexcept:
+    """Writes a number of five digits at most, and tells where it ends. printf costs more than the accept around it."""
+    cdef unsigned power = 10000
+    while power > number and power > 1:
+        power //= 10
+    while power:
+        p[0] = <char>(ord(b"0") + number // power % 10)
+        p += 1
+        power //= 10
+    return p
+
+
 cdef str _name(const sockaddr_storage* where):
     cdef char text[INET6_ADDRSTRLEN]
     cdef const sockaddr_in* in4 = <const sockaddr_in*>where
     cdef const sockaddr_in6* in6 = <const sockaddr_in6*>where
-    if where.ss_family == AF_INET and inet_ntop(AF_INET, &in4.sin_addr, text, INET6_ADDRSTRLEN) is not NULL:
-        return PyUnicode_FromFormat("%s:%d", text, <int>ntohs(in4.sin_port))
+    cdef const uint8_t* octets = <const uint8_t*>&in4.sin_addr
+    cdef char* p = text
+    if where.ss_family == AF_INET:
+        for octet in range(sizeof(in_addr)):
+            p = _decimal(p, octets[octet])
+            p[0] = b"."
+            p += 1
+        (p - 1)[0] = b":"
+        p = _decimal(p, ntohs(in4.sin_port))
+        return PyUnicode_DecodeLatin1(text, p - text, NULL)
     if where.ss_family == AF_INET6 and inet_ntop(AF_INET6, &in6.sin6_addr, text, INET6_ADDRSTRLEN) is not NULL:
         return PyUnicode_FromFormat("[%s]:%d", text, <int>ntohs(in6.sin6_port))
     return "unix:"

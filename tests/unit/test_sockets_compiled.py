@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -46,6 +47,17 @@ def test_a_bound_socket_has_its_address_for_a_name(family, host, shown):
     with socket.socket(family) as sock:
         sock.bind((host, 0))
         assert local_name(sock.fileno()) == f"{shown}:{sock.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.10.200.99", "127.255.100.9"])
+def test_addresses_and_ports_of_any_length_are_written_as_python_writes_them(host):
+    with socket.socket() as sock:
+        assert local_name(sock.fileno()) == "0.0.0.0:0"
+        for port in range(1024, 10_000):  # any short one that is free
+            with contextlib.suppress(OSError):
+                sock.bind((host, port))
+                break
+        assert local_name(sock.fileno()) == f"{host}:{port}"
 
 
 def test_no_descriptor_has_no_name():

@@ -304,7 +304,7 @@ class H1Connection(asyncio.BufferedProtocol):
     # --- called by the transport
 
     def connection_made(self, transport: asyncio.BaseTransport | PlainTransport) -> None:
-        self._transport = cast(asyncio.Transport | PlainTransport, transport)
+        self._transport = cast("asyncio.Transport | PlainTransport", transport)
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
         self._state = _READING
@@ -534,6 +534,9 @@ class H1Connection(asyncio.BufferedProtocol):
 
     def _conclude(self, error: BaseException | None) -> None:
         """The coroutine has ended, well or not."""
+        if error is None and self._state is _TAKEN:
+            self._let_go()
+            return
         exchange = self._exchange
         is_cancelled = isinstance(error, asyncio.CancelledError)
         if isinstance(error, PeerError) and not exchange._is_started and self._state is _SERVING:
@@ -553,9 +556,7 @@ class H1Connection(asyncio.BufferedProtocol):
         if self._state is _CLOSED:
             self._on_closed(self)
         elif self._state is _TAKEN:
-            del self._exchange  # it refers back to us
-            if self._transport.get_protocol() is self:
-                self._transport.abort()
+            self._let_go()
         elif exchange._is_answered:
             self._next()
         elif exchange._is_started or is_cancelled:
@@ -565,6 +566,12 @@ class H1Connection(asyncio.BufferedProtocol):
                 _log.error("%s: no answer to %s", self._peer, safe(exchange.request.target))
             exchange.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed", close=True)
             self._next()
+
+    def _let_go(self) -> None:
+        """The transport is the taker's, if it has been taken."""
+        del self._exchange  # it refers back to us
+        if self._transport.get_protocol() is self:
+            self._transport.abort()
 
     def _next(self) -> None:
         """Go on to the next request, if there may be one."""

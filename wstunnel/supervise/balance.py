@@ -61,10 +61,11 @@ _NOBODY = _Lack.NOBODY
 class _Group:
     """A host and its slots."""
 
-    __slots__ = ("_seed", "host", "index", "is_strict", "slots")
+    __slots__ = ("_seed", "host", "index", "is_strict", "most", "slots")
 
     def __init__(self, index: int, each: HostSlots, seed: str) -> None:
         self.index, self.host, self.slots = index, each.host, tuple(each.slots)
+        self.most = self.host.max_load_per_proc
         self.is_strict = self.host.max_load_policy != "share"
         self._seed = hashlib.blake2b(seed.encode("utf-8", "surrogatepass"), digest_size=_DIGEST_BYTES)
 
@@ -79,7 +80,7 @@ class _Group:
 
     def best(self, avoid: Collection[Slot], now_s: float) -> tuple[int, Slot] | _Lack:
         """The slot to take, and how gladly."""
-        rank, slot, is_busy = best_slot(self.slots, avoid, now_s, self.host.max_load_per_proc, self.is_strict)
+        rank, slot, is_busy = best_slot(self.slots, avoid, now_s, self.most, self.is_strict)
         if slot is not None:
             return rank, slot
         if not is_busy:
@@ -122,8 +123,11 @@ class Balancer:
         """What `lease` would give, where that takes no choice between hosts and no wait; None: ask `lease`."""
         if len(self._groups) != 1 or self._queue:
             return None
-        best = self._groups[0].best(avoid, self._clock())
-        return None if isinstance(best, _Lack) else self._claim(self._groups[0], best[1])
+        group = self._groups[0]
+        _, slot, _ = best_slot(group.slots, avoid, self._clock(), group.most, group.is_strict)
+        if slot is None:
+            return None
+        return self._claim(group, slot) if group.is_strict else Lease(slot, group.index, self._serve_queue)
 
     async def lease(self, key: BalanceKey, avoid: Collection[Slot] = ()) -> Lease | None:
         """A claim on the slot that is to be connected; None when there is none but those to `avoid`.
