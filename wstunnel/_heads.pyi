@@ -11,7 +11,7 @@ def field_values(headers: Headers, name: str) -> list[str]:
     """Every value of a field, in order, as `Request.all` says: for those who ask on every handshake."""
 
 def plain_key(headers: Headers) -> str | None:
-    """The Sec-WebSocket-Key of a handshake as nearly every client makes it: one version, 13, one key of 16 bytes, and no
+    """The Sec-WebSocket-Key of a handshake as nearly every client makes it: one version, 13, one key of 16 bytes, no
     subprotocol. None: look at it more closely."""
 
 def read_plain_head(

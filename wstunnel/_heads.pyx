@@ -173,7 +173,7 @@ def field_values(tuple headers not None, str name not None):
 
 
 def plain_key(tuple headers not None):
-    """The Sec-WebSocket-Key of a handshake as nearly every client makes it: one version, 13, one key of 16 bytes, and no
+    """The Sec-WebSocket-Key of a handshake as nearly every client makes it: one version, 13, one key of 16 bytes, no
     subprotocol. None: look at it more closely."""
     cdef str name, value = None
     cdef bint is_13 = False

@@ -72,8 +72,8 @@ cdef class Hub:
     def __cinit__(self):
         self.epoll_fd = -1
 
-    def __init__(self, loop, TimerWheel wheel not None, *, size_t read_bytes, size_t bulk_bytes, size_t turn_bytes, double look_s,
-                 counters=None):
+    def __init__(self, loop, TimerWheel wheel not None, *, size_t read_bytes, size_t bulk_bytes, size_t turn_bytes,
+                 double look_s, counters=None):
         self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
         if self.counters.shape[0] != COUNTERS:
             raise ValueError(f"{COUNTERS} counters are wanted, not {self.counters.shape[0]}")

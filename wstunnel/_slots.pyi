@@ -27,6 +27,7 @@ class SlotWords:
 def best_slot(
     slots: tuple[_S, ...], avoid: Collection[_S], now_s: float, most: int, is_strict: bool
 ) -> tuple[int, _S | None, bool]: ...
+
 @disjoint_base
 class Lease:
     @property

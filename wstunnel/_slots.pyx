@@ -18,7 +18,7 @@ cdef enum:                      # what is read here of supervise/board.py: SlotC
     STATE_RUNNING = 2
     STATE_WAITING = 3
 
-cdef enum:                      # how gladly a slot is taken; among those of the same rank the one with the fewest leases
+cdef enum:                      # how gladly a slot is taken; of those of the same rank, the one with the fewest leases
     RANK_ROOM = 0
     RANK_IDLE = 1
     RANK_OVER = 2
