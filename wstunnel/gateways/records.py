@@ -42,11 +42,6 @@ class Responder:
         self._reader = RecordReader(limits.gateway, REQUEST_ID)
         self._cutter = LineCutter(limits.spawn.log_line_bytes)
 
-    @property
-    def is_over(self) -> bool:
-        """Has the backend ended the request?"""
-        return self._reader.is_complete
-
     async def read(self) -> bytes:
         """The next bytes of its stdout, one read at most; none when it has ended the request.
 
@@ -79,7 +74,7 @@ class Responder:
                     pass
 
     async def abandon(self) -> None:
-        """Nobody wants the rest of the answer: tell the backend, and wait as `hear_end` does."""
+        """Nobody wants the rest of the answer: tell the backend, if it is there, and wait as `hear_end` does."""
         with contextlib.suppress(OSError, BackendError):
             async with asyncio.timeout(self._limits.end_wait_s):
                 await self.stream.write(abort(REQUEST_ID))
@@ -145,7 +140,7 @@ class RecordPipe:
                 await self._pass_out()
                 await asyncio.Event().wait()  # what the client still says is read until it is gone
         except asyncio.CancelledError:
-            if not (self._responder.is_over or self._is_cut):
+            if not self._is_cut:
                 await self._responder.abandon()
             raise
 

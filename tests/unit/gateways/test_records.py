@@ -74,8 +74,9 @@ def test_a_release_tells_the_backend_to_abort_and_waits_for_its_end(run: Run):
             async with patient() as stand:
                 async with stand.upgrade() as (application, _, given):
                     pass
-                given.lease.release()  # again, which changes nothing
                 await within(application.aborted())
+                given.lease.release()  # again, which changes nothing
+                await turns(5)
                 assert not stand.leases[0].releases
                 await application.complain(b"aborted")
                 await application.end()

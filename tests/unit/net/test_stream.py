@@ -218,6 +218,21 @@ def test_a_backend_that_takes_no_more_is_read_to_its_end(run: Run, is_waiting):
     run(check())
 
 
+def test_no_more_than_one_read_is_held_of_a_backend_that_takes_no_more(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            stream, far = bench.unix()
+            far.sock.send(bytes(5 * READ_BYTES))
+            far.sock.close()
+            await eventually(lambda: bool(stream._pending), "a read that waits")
+            with pytest.raises(ConnectionResetError):
+                await stream.write(b"x")
+            await turns(10)
+            assert len(stream._pending) == READ_BYTES
+
+    run(check())
+
+
 def test_a_backend_that_takes_no_more_may_be_left(run: Run):
     async def check() -> None:
         async with Bench() as bench:
