@@ -60,7 +60,7 @@ class Bench:
         for sock in self._sockets:
             sock.close()
         await turns(3)
-        assert set(self.wheel._places) == {self.hub}, "who is gone is asked no more"
+        assert len(self.wheel) == 1, "who is gone is asked no more"
         self.hub.close()
         await eventually(lambda: _descriptors() == self._fds, "every descriptor closed")
 
@@ -451,7 +451,7 @@ def test_what_is_released_gives_all_that_came_and_goes_on_with_its_taker(run: Ru
             await far.send(b"more")
             await turns(5)
             assert stream._pending == b""
-            assert bench.wheel._places.keys() == {bench.hub}
+            assert len(bench.wheel) == 1
             assert taken.transport is stream._transport
 
     run(check())
