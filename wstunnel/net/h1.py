@@ -97,7 +97,7 @@ class Exchange:
         raises  PeerError(400) on a malformed chunk or when the client ends within its body, PeerError(408) when it
                 sends nothing for `body_stall_s`
         bound   one read: the client is not read while a piece waits
-        A client that waits for `100 Continue` gets it at the first call.
+        A client that waits for `100 Continue` gets it at the first call, unless an answer has begun by then.
         """
         return await self.connection._read_body()
 
@@ -433,7 +433,7 @@ class H1Connection(asyncio.BufferedProtocol):
     async def _more_of_body(self) -> None:
         if self._is_at_eof:
             raise PeerError("the request ends within its body")
-        if self._is_continue_awaited:
+        if self._is_continue_awaited and not self._exchange._is_started:  # in the middle of an answer it would be of it
             self._is_continue_awaited = False
             self._write(_CONTINUE)
         self._reading = self._loop.create_future()

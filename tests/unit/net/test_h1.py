@@ -1677,6 +1677,25 @@ def test_continue_is_said_when_the_body_is_wanted(run: Run):
     run(main())
 
 
+def test_continue_is_not_said_in_the_middle_of_an_answer(run: Run):
+    """It would be taken for a part of it."""
+
+    async def answer_then_read(exchange: Exchange) -> None:
+        await exchange.start(200, (), 4)
+        await exchange.write(b"so")
+        await exchange.write(await exchange.read())
+
+    async def main() -> None:
+        async with serving(answer_then_read) as server, server.client() as client:
+            await client.send(post(b"", b"Content-Length: 2", b"Expect: 100-continue"))
+            await client.read_until(b"\r\n\r\nso")
+            await client.send(b"on")
+            ((status, _, body),) = await client.answers("POST")
+            assert (status, body) == (200, b"soon")
+
+    run(main())
+
+
 def test_continue_is_not_said_when_the_body_is_there_or_not_wanted(run: Run):
     async def main() -> None:
         async with serving(echo) as server, server.client() as client:
