@@ -36,6 +36,10 @@ class AcceptLimits:
     """Descriptors kept back for listeners, logs, pools and files being served."""
     fds_per_connection: int = 2
     """A tunnel holds its client and its backend."""
+    fds_per_script: int = 3
+    """A request of a cgi route holds its client and its script's stream, which is read over a second descriptor."""
+    fds_per_records: int = 4
+    """A WebSocket of a fastcgi route holds its client, its backend, and the socket pair between records and relay."""
     first_pause_s: float = 0.1
     """First pause after accept ran out of descriptors or memory; doubles up to `max_pause_s`."""
     max_pause_s: float = 1.0

@@ -85,7 +85,7 @@ class _Carrier:
         self._worker = Worker(
             self._listeners,
             self._service.routes,
-            max_connections=connection_budget(settings.max_connections, limits.accept),
+            max_connections=connection_budget(settings),
             limits=limits,
             row=self._row,
             may_accept=self._may_accept,

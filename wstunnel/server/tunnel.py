@@ -57,7 +57,7 @@ class Tunnel:
         if self._worker is not None:
             raise RuntimeError("this Tunnel runs already; stop it first, or make another one")
         settings, limits = self.settings, self.settings.limits
-        max_connections = connection_budget(settings.max_connections, limits.accept)
+        max_connections = connection_budget(settings)
         try:
             for address in settings.listen:
                 self._listeners.append(open_listener(address, backlog=limits.accept.listen_backlog))

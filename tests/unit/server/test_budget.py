@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from wstunnel.errors import StartError
-from wstunnel.limits import AcceptLimits
 from wstunnel.server.budget import connection_budget
+from wstunnel.settings import Host, Route, Settings
 
 
 class Budget:
@@ -27,14 +27,14 @@ class Budget:
 
 
 @pytest.fixture
-def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None, int, int], tuple[int, Budget]]:
-    """`budget(wanted, soft, hard)`: the connections that a worker is told to carry."""
+def budget(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, Budget]]:
+    """`budget(wanted, soft, hard, *routes)`: the connections that a worker is told to carry."""
 
-    def find(wanted: int | None, soft: int, hard: int) -> tuple[int, Budget]:
+    def find(wanted: int | None, soft: int, hard: int, *routes: Route) -> tuple[int, Budget]:
         limits = Budget(soft, hard)
         monkeypatch.setattr(resource, "getrlimit", limits.getrlimit)
         monkeypatch.setattr(resource, "setrlimit", limits.setrlimit)
-        return connection_budget(wanted, AcceptLimits()), limits
+        return connection_budget(Settings(max_connections=wanted, routes=routes)), limits
 
     return find
 
@@ -76,3 +76,46 @@ def test_a_hard_limit_that_carries_nothing_is_not_answered_with_advice_that_cann
         budget(500, hard, hard)
     assert "raise it" in str(raised.value)
     assert "set max-connections to" not in str(raised.value)
+
+
+# --- routes whose connections need more
+
+TUNNEL = Route(socket="/b")
+HOSTS = (Host(port=1), Host(port=5, bin_path=("b",), max_procs=3))
+
+
+@pytest.mark.parametrize(
+    ("route", "fds"),
+    [
+        (Route(gateway="static", docroot="/"), 2),
+        (Route(stdio=("/bin/cat",)), 2),
+        (Route(gateway="scgi", port=1, upgrade=True), 2),
+        (Route(gateway="fastcgi", port=1), 2),
+        (Route(gateway="cgi", docroot="/", cgi_assign=(("", ""),)), 3),
+        (Route(gateway="fastcgi", port=1, upgrade=True), 4),
+    ],
+)
+def test_any_connection_may_take_the_route_that_needs_most_descriptors(budget, route, fds):
+    assert budget(None, 64 + 12 * 100, 1 << 20, TUNNEL, route)[0] == 1200 // fds
+    assert budget(100, 64, 1 << 20, TUNNEL, route)[1].raised == [(64 + 100 * fds, 1 << 20)]
+
+
+@pytest.mark.parametrize(
+    ("room", "connections"), [(2 * 500 + 4 * 32, 500), (2 * 128 + 4 * 32, 128), (3 * 127, 127), (3 * 2, 2), (2, 1)]
+)
+def test_a_proxy_leaves_an_idle_connection_behind_each_of_its_clients_and_32_per_slot_at_most(
+    budget, room, connections
+):
+    proxy = Route(gateway="proxy", hosts=HOSTS)
+    assert budget(None, 64 + room, 1 << 20, TUNNEL, proxy)[0] == connections
+
+
+@pytest.mark.parametrize(("wanted", "fds"), [(500, 2 * 500 + 4 * 32), (100, 3 * 100)])
+def test_the_idle_connections_of_a_proxy_raise_the_limit(budget, wanted, fds):
+    proxy = Route(gateway="proxy", hosts=HOSTS)
+    assert budget(wanted, 64, 1 << 20, TUNNEL, proxy)[1].raised == [(64 + fds, 1 << 20)]
+
+
+def test_where_connections_are_counted_none_is_idle(budget):
+    proxy = Route(gateway="proxy", port=1, max_load_policy="queue", max_load_per_proc=3)
+    assert budget(None, 64 + 200, 1 << 20, proxy)[0] == 100
