@@ -167,6 +167,8 @@ def test_status_is_a_table_for_people_and_json_for_machines(run: Run, tmp_path):
             assert [slot["load"] for slot in pool["slots"]] == [1, 0]
             assert is_alive(pool["slots"][0]["pid"])
             assert [each["running"] for each in status["stdio"]] == [1]
+            usual = {"routes": ["/cgi/"], "running": 0, "max_forks": 7, "forked": 0, "failed": 0}
+            assert status["cgi"] == [{"name": str(tmp_path), **usual}]
 
             table = await told(service, "status")
             assert f"pid {service.process.pid}  serving" in table
@@ -175,11 +177,13 @@ def test_status_is_a_table_for_people_and_json_for_machines(run: Run, tmp_path):
             assert re.search(r"^ +echo-0 +[0-9]+  running", table, re.MULTILINE)
             assert re.search(r"^ +echo-1 +-  idle", table, re.MULTILINE)
             assert re.search(r"^cat +/cat +1 ", table, re.MULTILINE)
+            assert re.search(r"^PER REQUEST .*\n.* +/cgi/ +0 +7 +0 +0$", table, re.MULTILINE)
         finally:
             await goes(client)
             await goes(other)
 
-    routes = ('path = "/cat"\nstdio = "cat"', echo_route(tmp_path, more=TWO))
+    scripts = f'path = "/cgi/"\ngateway = "cgi"\nalias = "{tmp_path}"\ncgi-assign = {{ ".pl" = "" }}\nmax-forks = 7'
+    routes = ('path = "/cat"\nstdio = "cat"', scripts, echo_route(tmp_path, more=TWO))
     with Service(tmp_path, text_of(tmp_path, *routes, more="workers = 2")) as service:
         run(story(service))
 

@@ -14,10 +14,11 @@ import shlex
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from wstunnel import __version__
 from wstunnel.errors import ConfigError, StartError, TunnelError
+from wstunnel.gateways.cgi import scripts_of
 from wstunnel.net.listen import ListenerSet, open_listeners
 from wstunnel.proto.close import CloseCode
 from wstunnel.server import status
@@ -154,7 +155,7 @@ class Master:
 
     async def _start(self) -> None:
         settings = self._settings
-        connection_budget(settings.max_connections, settings.limits.accept)
+        connection_budget(settings)
         self._listeners = self._open_listeners(settings, self._passed)
         control = self._control_at(settings, self.addresses)
         sockets = (host.socket for host in hosts_of(settings) if host.bin_path and host.socket is not None)
@@ -349,7 +350,7 @@ class Master:
                 self._notifier.ready(self._summary())
 
     async def _reload_now(self, settings: Settings) -> None:
-        connection_budget(settings.max_connections, settings.limits.accept)
+        connection_budget(settings)
         before = self._listeners
         counts = {each: len(each) for each in before}
         listeners = self._open_listeners(settings, before)
@@ -465,7 +466,8 @@ class Master:
             listeners=tuple(map(str, self.addresses)),
             workers=tuple(hand.row for crew in self._crews for hand in crew.hands.values()),
             pools=self._pool_facts(),
-            stdio=self._stdio_facts(),
+            stdio=self._fork_facts("stdio"),
+            cgi=self._fork_facts("cgi"),
         )
 
     def _pool_facts(self) -> tuple[status.PoolFacts, ...]:
@@ -491,14 +493,14 @@ class Master:
         except KeyError:  # not started yet, or being ended already
             return ()
 
-    def _stdio_facts(self) -> tuple[status.StdioStatus, ...]:
+    def _fork_facts(self, kind: Literal["stdio", "cgi"]) -> tuple[status.ForkStatus, ...]:
         """The programs of the current configuration; those of earlier ones run on for their tunnels, uncounted."""
         if not self._crews:
             return ()
         crew = self._crews[-1]
         return tuple(
-            status.StdioStatus(
-                name=os.path.basename(route.stdio[0]),
+            status.ForkStatus(
+                name=os.path.basename(route.stdio[0]) if route.stdio else scripts_of(route).root,
                 routes=(name_of(route),),
                 running=crew.forks.running(index),
                 max_forks=route.max_forks,
@@ -506,7 +508,7 @@ class Master:
                 failed=crew.forks.failed(index),
             )
             for index, route in enumerate(crew.settings.routes)
-            if route.stdio
+            if route.kind == kind
         )
 
     # --- small things

@@ -16,7 +16,7 @@ from typing import Any
 
 from wstunnel.errors import StartError
 from wstunnel.limits import MasterLimits
-from wstunnel.server.status import PoolStatus, SlotStatus, Snapshot, Totals, WorkerStatus
+from wstunnel.server.status import ForkStatus, PoolStatus, SlotStatus, Snapshot, Totals, WorkerStatus
 
 __all__ = ["as_json", "look", "once", "render", "watch"]
 
@@ -153,9 +153,10 @@ def render(
     if now.pools:
         page.blank()
         _pools(page, now)
-    if now.stdio:
-        page.blank()
-        _stdio(page, now)
+    for title, programs in (("PER TUNNEL", now.stdio), ("PER REQUEST", now.cgi)):
+        if programs:
+            page.blank()
+            _forks(page, title, programs)
     return page.text()
 
 
@@ -271,14 +272,14 @@ def _is_unused(slot: SlotStatus) -> bool:
     return slot.state == "idle" and slot.load == 0
 
 
-def _stdio(page: _Page, now: Snapshot) -> None:
+def _forks(page: _Page, title: str, programs: Sequence[ForkStatus]) -> None:
     page.table(
-        _Column("PER TUNNEL", [program.name for program in now.stdio], is_right=False, least=10),
-        _Column("ROUTES", [" ".join(program.routes) for program in now.stdio], is_right=False, least=6),
-        _Column("RUNNING", [_count(program.running) for program in now.stdio]),
-        _Column("MAX-FORKS", [_count(program.max_forks) for program in now.stdio], drop=1),
-        _Column("FORKED", [_count(program.forked) for program in now.stdio]),
-        _Column("FAILED", [_count(program.failed) for program in now.stdio]),
+        _Column(title, [program.name for program in programs], is_right=False, least=len(title)),
+        _Column("ROUTES", [" ".join(program.routes) for program in programs], is_right=False, least=6),
+        _Column("RUNNING", [_count(program.running) for program in programs]),
+        _Column("MAX-FORKS", [_count(program.max_forks) for program in programs], drop=1),
+        _Column("FORKED", [_count(program.forked) for program in programs]),
+        _Column("FAILED", [_count(program.failed) for program in programs]),
     )
 
 

@@ -16,12 +16,12 @@ from wstunnel.supervise.place import SlotPlace
 
 __all__ = [
     "Facts",
+    "ForkStatus",
     "PoolFacts",
     "PoolStatus",
     "SlotStatus",
     "Snapshot",
     "State",
-    "StdioStatus",
     "Totals",
     "WorkerStatus",
     "take",
@@ -115,8 +115,8 @@ class PoolStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StdioStatus:
-    """A program that runs once per tunnel."""
+class ForkStatus:
+    """A program that runs once per tunnel, or the scripts of a folder, of which one runs for each request."""
 
     name: str
     routes: tuple[str, ...]
@@ -144,7 +144,8 @@ class Snapshot:
     totals: Totals
     workers: tuple[WorkerStatus, ...]
     pools: tuple[PoolStatus, ...]
-    stdio: tuple[StdioStatus, ...]
+    stdio: tuple[ForkStatus, ...]
+    cgi: tuple[ForkStatus, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that `json` can write."""
@@ -187,7 +188,8 @@ class Facts:
     listeners: tuple[str, ...]
     workers: tuple[int, ...]
     pools: tuple[PoolFacts, ...]
-    stdio: tuple[StdioStatus, ...]
+    stdio: tuple[ForkStatus, ...]
+    cgi: tuple[ForkStatus, ...]
 
 
 def take(board: Board, facts: Facts, now_ms: int) -> Snapshot:
@@ -204,6 +206,7 @@ def take(board: Board, facts: Facts, now_ms: int) -> Snapshot:
         workers=tuple(_worker(board, row, now_ms) for row in facts.workers),
         pools=tuple(_pool(board, pool) for pool in facts.pools),
         stdio=facts.stdio,
+        cgi=facts.cgi,
     )
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from wstunnel.errors import StartError
 from wstunnel.limits import MasterLimits
 from wstunnel.server.report import as_json, look, once, render, watch
-from wstunnel.server.status import PoolStatus, SlotStatus, Snapshot, StdioStatus, Totals, WorkerStatus
+from wstunnel.server.status import ForkStatus, PoolStatus, SlotStatus, Snapshot, Totals, WorkerStatus
 
 LIMITS = MasterLimits()
 NOW_MS = 1_800_000_000_000  # 2027-01-15 08:00 UTC
@@ -75,6 +75,7 @@ def snapshot(**fields: Any) -> Snapshot:
         "workers": (),
         "pools": (),
         "stdio": (),
+        "cgi": (),
     }
     return Snapshot(**{**usual, **fields})
 
@@ -125,7 +126,8 @@ FULL = snapshot(
         pool(slot(load=506, total=5120), slot("echo-1", restarts=1, deaths=1, last_exit="killed by SIGKILL")),
         pool(slot("10.0.0.1:5900", pid=None), name="10.0.0.1:5900", is_retired=True, backend="10.0.0.1:5900"),
     ),
-    stdio=(StdioStatus(name="clock", routes=("/clock",), running=3, max_forks=1000, forked=4123, failed=0),),
+    stdio=(ForkStatus(name="clock", routes=("/clock",), running=3, max_forks=1000, forked=4123, failed=0),),
+    cgi=(ForkStatus(name="/srv/cgi-bin", routes=("/cgi-bin/",), running=0, max_forks=9, forked=12, failed=2),),
 )
 
 
@@ -304,7 +306,7 @@ def test_three_idle_slots_are_many():
 
 
 def test_a_program_per_tunnel_is_a_line():
-    clock = StdioStatus(name="clock", routes=("/a", "/b"), running=3, max_forks=1000, forked=4123, failed=1)
+    clock = ForkStatus(name="clock", routes=("/a", "/b"), running=3, max_forks=1000, forked=4123, failed=1)
 
     assert row(snapshot(stdio=(clock,)), "PER TUNNEL") == {
         "PER TUNNEL": "clock",
@@ -314,6 +316,20 @@ def test_a_program_per_tunnel_is_a_line():
         "FORKED": "4,123",
         "FAILED": "1",
     }
+
+
+def test_a_folder_of_scripts_is_a_line_of_another_table():
+    scripts = ForkStatus(name="/srv/cgi-bin", routes=("/cgi-bin/",), running=2, max_forks=9, forked=4123, failed=1)
+
+    assert row(snapshot(cgi=(scripts,)), "PER REQUEST") == {
+        "PER REQUEST": "/srv/cgi-bin",
+        "ROUTES": "/cgi-bin/",
+        "RUNNING": "2",
+        "MAX-FORKS": "9",
+        "FORKED": "4,123",
+        "FAILED": "1",
+    }
+    assert "PER TUNNEL" not in render(snapshot(cgi=(scripts,)), None, width=80)
 
 
 # --- numbers
@@ -448,7 +464,7 @@ def test_a_long_address_loses_its_middle():
 
 
 def test_the_last_column_that_can_be_shortened_is_shortened_first():
-    clock = StdioStatus(name="n" * 30, routes=("/r" * 20,), running=3, max_forks=9, forked=4, failed=0)
+    clock = ForkStatus(name="n" * 30, routes=("/r" * 20,), running=3, max_forks=9, forked=4, failed=0)
 
     seen = row(snapshot(stdio=(clock,)), "PER TUNNEL", width=80)
 
@@ -478,8 +494,8 @@ WIDTHS = st.integers(0, 200)
 
 @given(st.builds(pool, st.builds(slot, TEXTS, last_exit=TEXTS), name=TEXTS, backend=TEXTS), WIDTHS, TEXTS)
 def test_no_line_is_wider_than_the_terminal_or_moves_its_cursor(some, width, listener):
-    clock = StdioStatus(name=listener, routes=(listener,) * 3, running=3, max_forks=1000, forked=10**15, failed=0)
-    now = dataclasses.replace(FULL, pools=(*FULL.pools, some), listeners=(listener,) * 5, stdio=(clock,))
+    clock = ForkStatus(name=listener, routes=(listener,) * 3, running=3, max_forks=1000, forked=10**15, failed=0)
+    now = dataclasses.replace(FULL, pools=(*FULL.pools, some), listeners=(listener,) * 5, stdio=(clock,), cgi=(clock,))
 
     for line in render(now, None, width=width).split("\n"):
         assert len(line) <= max(1, width)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from wstunnel.limits import MasterLimits
 from wstunnel.server.status import (
     Facts,
+    ForkStatus,
     PoolFacts,
     PoolStatus,
     SlotStatus,
     Snapshot,
-    StdioStatus,
     Totals,
     WorkerStatus,
     take,
@@ -40,6 +40,7 @@ NOBODY = Facts(
     workers=(),
     pools=(),
     stdio=(),
+    cgi=(),
 )
 ECHO = PoolFacts(
     name="echo",
@@ -95,13 +96,22 @@ def test_a_service_without_anything_is_told_too(board):
         workers=(),
         pools=(),
         stdio=(),
+        cgi=(),
     )
 
 
 def test_programs_per_tunnel_are_told_as_they_come(board):
-    clock = StdioStatus(name="clock", routes=("/clock",), running=1, max_forks=9, forked=4, failed=2)
+    clock = ForkStatus(name="clock", routes=("/clock",), running=1, max_forks=9, forked=4, failed=2)
 
     assert look(board, stdio=(clock,)).stdio == (clock,)
+
+
+def test_scripts_per_request_are_told_as_they_come_and_apart(board):
+    scripts = ForkStatus(name="/srv/cgi-bin", routes=("/cgi-bin/",), running=1, max_forks=9, forked=4, failed=2)
+
+    seen = look(board, cgi=(scripts,))
+
+    assert (seen.stdio, seen.cgi) == ((), (scripts,))
 
 
 # --- workers
@@ -289,18 +299,21 @@ def test_what_is_written_is_read_again(snapshot):
 
 def test_the_keys_are_what_they_always_were(board):
     """Machines read them: a new key may come, none goes and none changes its name."""
-    clock = StdioStatus(name="clock", routes=("/clock",), running=1, max_forks=9, forked=4, failed=2)
-    told = look(board, workers=(1,), pools=(ECHO,), stdio=(clock,)).to_json()
+    clock = ForkStatus(name="clock", routes=("/clock",), running=1, max_forks=9, forked=4, failed=2)
+    told = look(board, workers=(1,), pools=(ECHO,), stdio=(clock,), cgi=(clock,)).to_json()
 
     counts = "connections tunnels accepted opened refused bytes_in bytes_out messages_in messages_out closed"
-    assert " ".join(told) == ("version pid started_ms taken_ms generation state listeners totals workers pools stdio")
+    assert " ".join(told) == (
+        "version pid started_ms taken_ms generation state listeners totals workers pools stdio cgi"
+    )
     assert " ".join(told["totals"]) == counts
     assert " ".join(told["workers"][0]) == f"{counts} row pid generation state started_ms heartbeat_age_ms"
     assert " ".join(told["pools"][0]) == "name routes backend is_spawned is_retired slots"
     assert " ".join(told["pools"][0]["slots"][0]) == (
         "name address pid state since_ms load total restarts deaths last_exit"
     )
-    assert " ".join(told["stdio"][0]) == "name routes running max_forks forked failed"
+    for programs in ("stdio", "cgi"):
+        assert " ".join(told[programs][0]) == "name routes running max_forks forked failed"
 
 
 def test_what_a_newer_version_adds_is_left_out(board):
