@@ -429,6 +429,19 @@ async def echoed(ws: ClientConnection, message: str | bytes) -> None:
     assert await ws.recv() == message
 
 
+def test_a_script_that_others_may_write_to_is_not_run_and_the_log_says_why(run: Run, serve: Serve):
+    async def story() -> None:
+        async with serve() as served:
+            os.chmod(served.root / "tell.sh", 0o777)
+            assert (await served.ask("/tell.sh")).status == 403
+            why = f"script {served.root}/tell.sh: everybody may write to it (mode 0777), so it is not run"
+            await until(lambda: why in served.log())
+            os.chmod(served.root / "tell.sh", 0o755)
+            assert (await served.ask("/tell.sh")).status == 200
+
+    run(story())
+
+
 def test_a_script_that_takes_the_handshake_is_a_pipe(run: Run, serve: Serve):
     async def story() -> None:
         async with serve(upgrade=True) as served, served.websocket("/echo.py?a=b") as ws:

@@ -1,4 +1,4 @@
-"""Whether other users may put theirs in the place of a program that we run or a socket that we bind.
+"""Whether other users may put theirs in the place of a program that we run or a socket that we bind, or among scripts.
 
 Looked at are the file, its folder, every folder above it, and the same for each symbolic link on the way. Trusted are
 root, ourselves, and the user that we become: a file or folder of anybody else is refused, and so is one that anybody
@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import grp
 import os
-import pwd
 import shlex
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from wstunnel.config.options import shown
+from wstunnel.owners import other_writers, user_name
 
-__all__ = ["Danger", "program_danger", "socket_danger"]
+__all__ = ["Danger", "program_danger", "scripts_danger", "socket_danger"]
 
 _MAX_LINKS = 40  # path_resolution(7)
-_ACCESS_LIST = "system.posix_acl_access"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +81,33 @@ def socket_danger(path: str, trusted: frozenset[int]) -> Danger | None:
     )
 
 
+def scripts_danger(folder: str, trusted: frozenset[int]) -> Danger | None:
+    """What others could do about a folder whose scripts are run; None: nothing.
+
+    in      folder    absolute, and there
+            trusted   user ids
+    Scripts come and go: each is judged when it is to run (supervise/scripts.py), and a sticky folder is no more than
+    warned of because that refuses what others have put into it.
+    """
+    steps = _walked(folder)
+    inside = _Step(os.path.join(steps[-1].path, "*"), steps[-1].found)
+    return _refusal(steps, trusted, f"put scripts of theirs into {shown(folder)}") or _sticky_warning(
+        [*steps, inside], trusted, f"scripts in {shown(folder)} are run only if they belong to root or to us"
+    )
+
+
 def _refusal(steps: list[_Step], trusted: frozenset[int], deed: str) -> Danger | None:
     loose = _loose_folders(steps, trusted)
     for step in steps:
         if step.is_link and os.path.dirname(step.path) not in loose:
             continue  # whoever owns it, only its folder says who may replace it
         if step.found.st_uid not in trusted:
-            owner = _user_name(step.found.st_uid)
+            owner = user_name(step.found.st_uid)
             text = f"{shown(step.path)} belongs to {owner}, who could {deed}; use a place of your own"
             if os.geteuid() == 0:
                 text += f" or root's, become that user (user = {shown(owner)})"
             return Danger(f"{text}, or set allow-unsafe-places", is_refused=True)
-        writers = None if step.is_link or step.path in loose else _other_writers(step, trusted)
+        writers = None if step.is_link or step.path in loose else other_writers(step.path, step.found, trusted)
         if writers is not None:
             who, remedy = writers
             mode = f"{stat.S_IMODE(step.found.st_mode):04o}"
@@ -117,7 +130,7 @@ def _loose_folders(steps: list[_Step], trusted: frozenset[int]) -> dict[str, str
     """The sticky folders that others may write to, each with who may."""
     loose = {}
     for step in steps:
-        writers = _other_writers(step, trusted) if step.is_sticky_folder else None
+        writers = other_writers(step.path, step.found, trusted) if step.is_sticky_folder else None
         if writers is not None:
             loose[step.path], _ = writers
     return loose
@@ -158,48 +171,3 @@ def _steps(path: str) -> Iterator[_Step]:
         if target.startswith("/"):
             folder = "/"
         parts += target.split("/")[::-1]
-
-
-def _other_writers(step: _Step, trusted: frozenset[int]) -> tuple[str, str] | None:
-    """Who else may write, whoever the owner is, and the command that takes it from them."""
-    mode, gid = step.found.st_mode, step.found.st_gid
-    if mode & stat.S_IWOTH:
-        return "everybody", "chmod o-w"
-    if mode & stat.S_IWGRP and _has_access_list(step.path):  # the group's bits are the most that it gives to anybody
-        return "whoever its access control list names", "setfacl -b"
-    if mode & stat.S_IWGRP and _has_strangers(gid, trusted):
-        return f"the group {_group_name(gid)}", "chmod g-w"
-    return None
-
-
-def _has_access_list(path: str) -> bool:
-    try:
-        return bool(os.getxattr(path, _ACCESS_LIST))
-    except OSError:
-        return False
-
-
-def _has_strangers(gid: int, trusted: frozenset[int]) -> bool:
-    """May anybody be in the group who is not trusted? Yes for a group that nobody knows."""
-    try:
-        members = grp.getgrgid(gid).gr_mem
-    except KeyError:
-        return True
-    users = pwd.getpwall()
-    if any(user.pw_gid == gid and user.pw_uid not in trusted for user in users):
-        return True
-    return not {user.pw_name for user in users if user.pw_uid in trusted}.issuperset(members)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

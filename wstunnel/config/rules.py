@@ -15,7 +15,7 @@ from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.files import make_absolute
 from wstunnel.config.fitting import HOST_FIELDS, UNCONNECTED, unfit
 from wstunnel.config.options import HOST_OPTIONS, shown
-from wstunnel.config.places import Danger, program_danger, socket_danger
+from wstunnel.config.places import Danger, program_danger, scripts_danger, socket_danger
 from wstunnel.errors import ConfigError
 from wstunnel.settings import Address, Host, Route, Settings, TcpAddress, UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES
@@ -361,6 +361,11 @@ def _check_places(
         for _, interpreter in each.route.cgi_assign:
             if interpreter and os.path.exists(interpreter):
                 look(each.draft.where("cgi_assign"), program_danger(interpreter, trusted))
+        if each.route.kind == "cgi":
+            option = "docroot" if each.route.alias is None else "alias"
+            folder = each.route.alias or each.route.docroot
+            if folder and os.path.isdir(folder):
+                look(each.draft.where(option), scripts_danger(folder, trusted))
         for backend in each.backends:
             host, draft = backend.host, backend.draft
             if host.bin_path and os.path.exists(host.bin_path[0]):

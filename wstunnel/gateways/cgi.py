@@ -31,9 +31,9 @@ __all__ = ["CgiGateway", "scripts_of"]
 _log = logging.getLogger("wstunnel")
 
 
-def scripts_of(route: Route) -> ScriptFolder:
-    """The scripts of a cgi route."""
-    return ScriptFolder(route.alias or route.docroot or "", route.cgi_assign)
+def scripts_of(route: Route, *, allows_strangers: bool = False) -> ScriptFolder:
+    """The scripts of a cgi route; `allows_strangers` as in ScriptFolder."""
+    return ScriptFolder(route.alias or route.docroot or "", route.cgi_assign, allows_strangers)
 
 
 class CgiGateway:

@@ -51,7 +51,7 @@ def forks_of(settings: Settings) -> Forks:
             route.max_forks,
             backend_environment(route, os.environ),
             route.kill_signal,
-            None if route.stdio else scripts_of(route),
+            None if route.stdio else scripts_of(route, allows_strangers=settings.allow_unsafe_places),
         )
         for index, route in enumerate(settings.routes)
         if route.kind in {"stdio", "cgi"}

@@ -294,7 +294,9 @@ class Forks:
             scripts = facts.get("scripts")
             if scripts is not None:
                 scripts = ScriptFolder(
-                    scripts["root"], tuple((suffix, program) for suffix, program in scripts["assign"])
+                    scripts["root"],
+                    tuple((suffix, program) for suffix, program in scripts["assign"]),
+                    scripts.get("allows_strangers", False),
                 )
             program = ForkProgram(**{**facts, "argv": tuple(facts["argv"]), "scripts": scripts})
             forks._kinds[index] = _Kind(program, Program(program.argv[0], program.argv[1:]) if program.argv else None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from wstunnel.config.places import Danger, program_danger, socket_danger
+from wstunnel.config.places import Danger, program_danger, scripts_danger, socket_danger
 
 US = frozenset({0, os.geteuid()})
 NOBODY = 65534
@@ -213,6 +213,32 @@ def test_a_folder_that_we_will_make_is_judged_by_the_one_above(folder):
     assert socket_danger(f"{folder}/own/echo.sock", US) is None
     folder.chmod(0o777)
     assert socket_danger(f"{folder}/own/echo.sock", US).is_refused
+
+
+def test_a_folder_of_scripts_that_is_sticky_is_a_warning(sticky):
+    """Each script is judged when it is to run."""
+    danger = scripts_danger(str(sticky), US)
+    assert (told(danger, sticky), danger.is_refused) == (
+        'everybody may put files into "/outer/inner": scripts in "/outer/inner" are run only if they belong to root or '
+        "to us",
+        False,
+    )
+
+
+def test_a_folder_of_scripts_of_ours_is_safe_in_a_sticky_one_too(sticky):
+    (sticky / "own").mkdir(mode=0o755)
+    assert scripts_danger(f"{sticky}/own", US) is None
+
+
+@pytest.mark.parametrize("path", [".", ".."])
+def test_a_folder_of_scripts_that_everybody_could_write_to_is_refused(folder, path):
+    (folder / path).chmod(0o777)
+    danger = scripts_danger(str(folder), US)
+    assert danger.is_refused
+    assert danger.text.endswith(
+        f'(mode 0777) and could put scripts of theirs into "{folder}"; '
+        f"chmod o-w {os.path.normpath(folder / path)}, or set allow-unsafe-places"
+    )
 
 
 @ONLY_ROOT

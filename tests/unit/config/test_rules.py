@@ -580,6 +580,26 @@ def test_places_that_are_not_safe_are_refused_with_where_they_were_written(asked
     assert all(f'everybody may write to "{asked.base}" (mode 0777)' in problem for problem in found)
 
 
+@pytest.mark.parametrize("where", [{"docroot": "www"}, {"alias": "www", "path": "/cgi/"}], ids=["docroot", "alias"])
+def test_a_folder_of_scripts_is_looked_at(asked, where):
+    route = {"gateway": "cgi", "cgi_assign": ((".pl", ""),), **where}
+    (option, *_) = where
+    os.chmod(f"{asked.base}/www", 0o755)
+    assert asked(route).warnings == ()
+
+    os.chmod(f"{asked.base}/www", 0o777)
+    (problem,) = asked.problems(route)
+    assert problem.startswith(
+        f'1.{option}: everybody may write to "{asked.base}/www" (mode 0777) and could put scripts'
+    )
+    assert asked(route, allow_unsafe_places=True).warnings == ()
+    assert asked({"gateway": "static", **where}).warnings == ()
+
+    os.chmod(f"{asked.base}/www", 0o1777)
+    (warning,) = asked(route).warnings
+    assert warning.startswith(f'1.{option}: everybody may put files into "{asked.base}/www": scripts in')
+
+
 def test_sockets_of_others_are_theirs_to_keep_safe(asked):
     os.chmod(asked.base, 0o777)
     assert asked({"socket": "s"}).warnings == ()

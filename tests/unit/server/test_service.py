@@ -165,6 +165,8 @@ def test_scripts_of_cgi_routes_are_known_by_the_number_of_their_route(run: Run, 
         assert set(program.environment) == {"PATH", "A"}
         assert program.scripts == forks._kinds[2].program.scripts == ScriptFolder(str(tmp_path), ((".sh", "/bin/sh"),))
         assert forks._kinds[1].program.scripts is None
+        loose = forks_of(Settings(routes=routes, limits=LIMITS, allow_unsafe_places=True))
+        assert [loose._kinds[index].program.scripts.allows_strangers for index in (0, 2)] == [True, True]
 
     run(story())
 

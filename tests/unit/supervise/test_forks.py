@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -774,6 +775,17 @@ def test_a_folder_of_scripts_that_is_not_there_is_seen_at_once(run: Run):
     async def main() -> None:
         with pytest.raises(StartError, match="docroot /nowhere"):
             Forks({0: ForkProgram("/cgi", (), 1, scripts=ScriptFolder("/nowhere", ()))}, Limits(), kill_timeout_s=1.0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("allows_strangers", [True, False])
+def test_whose_scripts_are_run_is_known_to_another_image_of_the_process(run: Run, folder, allows_strangers):
+    async def main() -> None:
+        scripts = replace(folder.scripts, allows_strangers=allows_strangers)
+        before = Forks({3: replace(folder, scripts=scripts)}, Limits(), kill_timeout_s=NEVER_S)
+        after = Forks.adopt(json.loads(json.dumps(before.export())), Limits(), kill_timeout_s=NEVER_S)
+        assert after._kinds[3].program.scripts == scripts
 
     run(main())
 

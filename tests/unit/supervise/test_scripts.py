@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from wstunnel import owners
 from wstunnel.errors import StartError
 from wstunnel.supervise.scripts import Script, ScriptFolder
 from wstunnel.supervise.spawn import Program
@@ -80,6 +81,60 @@ def test_a_script_that_runs_by_itself_must_be_executable(root):
     (root / "b.cgi").chmod(0o644)
     with pytest.raises(StartError, match=r"script .*b\.cgi: is not executable for this user; chmod \+x it"):
         ScriptFolder(str(root), ASSIGN).program("b.cgi")
+
+
+# --- whose hands a script has been in
+
+STRANGER = 4_000_001
+ONLY_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+
+
+@ONLY_ROOT
+@pytest.mark.parametrize("path", ["sub/c.pl", "sub"])
+def test_what_belongs_to_somebody_else_is_not_run(root, path):
+    os.chown(root / path, STRANGER, -1)
+    with pytest.raises(StartError) as caught:
+        ScriptFolder(str(root), ASSIGN).program("sub/c.pl")
+    assert str(caught.value) == (
+        f"script {root}/{path}: belongs to user {STRANGER}, and nothing is run but what belongs to root or to the user "
+        "that runs wstunnel; chown it, or set allow-unsafe-places"
+    )
+
+
+@pytest.mark.parametrize(("path", "bits"), [("sub/c.pl", 0o757), ("sub/c.pl", 0o1757), ("sub", 0o777)])
+def test_what_others_may_write_to_is_not_run(root, path, bits):
+    (root / path).chmod(bits)
+    with pytest.raises(StartError) as caught:
+        ScriptFolder(str(root), ASSIGN).program("sub/c.pl")
+    assert str(caught.value) == (
+        f"script {root}/{path}: everybody may write to it (mode {bits:04o}), so it is not run; chmod o-w it, or set "
+        "allow-unsafe-places"
+    )
+
+
+def test_a_script_of_ours_in_a_folder_such_as_tmp_is_run(root):
+    """Everybody may write to it, and only the owner of an entry may replace that."""
+    (root / "sub").chmod(0o1777)
+    root.chmod(0o1777)
+    for file in ("a.pl", "sub/c.pl"):
+        assert ScriptFolder(str(root), ASSIGN).program(file).arguments == (f"{root}/{file}",)
+
+
+@pytest.mark.parametrize("has_stranger", [True, False])
+def test_a_group_counts_once_somebody_else_is_in_it(root, monkeypatch, has_stranger):
+    (root / "a.pl").chmod(0o775)
+    monkeypatch.setattr(owners, "_has_strangers", lambda gid, trusted: has_stranger)
+    folder = ScriptFolder(str(root), ASSIGN)
+    if has_stranger:
+        with pytest.raises(StartError, match=r"a\.pl: the group .* may write to it \(mode 0775\)"):
+            folder.program("a.pl")
+    else:
+        assert folder.program("a.pl") is not None
+
+
+def test_scripts_of_anybody_are_run_if_it_is_said(root):
+    (root / "a.pl").chmod(0o777)
+    assert ScriptFolder(str(root), ASSIGN, allows_strangers=True).program("a.pl") is not None
 
 
 def test_a_script_is_told_of_its_place(root):
