@@ -120,7 +120,7 @@ def test_a_message_without_end_does_not_take_the_time_of_the_close(run: Run, lea
                 told = await client.frame()
                 talking.cancel()
                 assert (told.opcode, told.data) == (CLOSE, GOING_AWAY.to_bytes(2, "big"))
-                assert len(got) > before, "it went on after the tunnel was told to end"
+                assert len(got) >= before, "what was said before the end was begun was delivered"
                 assert bytes(said).startswith(got)
                 client.close()
 
