@@ -162,6 +162,7 @@ async def in_processes(root: Path, **route: Any) -> AsyncIterator[Served]:
     options = {name.removesuffix("_s").replace("_", "-"): value for name, value in route.items()}
     config = {
         "workers": 2,
+        "allow-unsafe-places": False,
         "kill-timeout": DEADLINE_S,
         "document-root": str(root),
         "route": [{"path": "/", "gateway": "cgi", "docroot": str(root), "cgi-assign": ASSIGN, **options}],
