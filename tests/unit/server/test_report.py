@@ -162,6 +162,9 @@ def test_the_whole_table():
         "\n"
         "PER TUNNEL  ROUTES  RUNNING  MAX-FORKS  FORKED  FAILED\n"
         "clock       /clock        3      1,000   4,123       0\n"
+        "\n"
+        "PER REQUEST   ROUTES     RUNNING  MAX-FORKS  FORKED  FAILED\n"
+        "/srv/cgi-bin  /cgi-bin/        0          9      12       2\n"
     )
 
 
