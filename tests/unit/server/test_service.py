@@ -19,6 +19,7 @@ from wstunnel.server.routes import HttpRoute
 from wstunnel.server.service import Places, Service, forks_of, hosts_of, name_of, places_of
 from wstunnel.settings import Host, Route, Settings, UnixAddress
 from wstunnel.supervise.board import Board, SlotColumn, SlotState
+from wstunnel.supervise.lease import Lease
 from wstunnel.supervise.place import SlotPlace
 from wstunnel.supervise.scripts import ScriptFolder
 
@@ -107,11 +108,9 @@ def test_routes_that_share_a_slot_count_its_load_together(run: Run):
         board.slot(1)[SlotColumn.STATE] = SlotState.RUNNING
         routes = (Route(path="/one", socket="/run/a"), Route(path="/two", socket="/run/a"))
         service = service_of(Settings(routes=routes, limits=LIMITS), ((places(1),), (places(1),)), board)
-        first, second = service._slots[1]
-        first.begin()
-        second.begin()
+        lease, _ = (Lease(slot, 0, lambda: None) for slot in service._slots[1])
         assert board.load(1) == 2
-        first.end()
+        lease.release()
         assert (board.load(1), board.total(1)) == (1, 2)
 
     run(story())
