@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,22 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 DEADLINE_S = 30.0
-DEADLINE_MS = DEADLINE_S * 1000
-CHROMIUM_FLAGS = [
-    "--headless",
-    "--no-sandbox",  # tests may run as root, which Chromium's sandbox refuses
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 BLANK_PAGE = b'<!doctype html><html lang="en"><title>blank</title><link rel="icon" href="data:,">'
 
 # A socket that a test can talk through and look into, as `window.tunnel`.
@@ -90,34 +77,10 @@ class Program:
         return self.process.returncode
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests of this file, with a profile that is thrown away."""
-    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
-    executable = next(filter(None, found), None)
-    if executable is None:
-        missing = "no Chromium here: install Debian's package `chromium`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS, timeout=DEADLINE_MS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def page(browser, serve):  # `serve`: the page goes before the programs that it talks to
-    """A page without cookies, cache or history; `page.complaints` is all that its console held against it."""
-    context = browser.new_context(viewport={"width": 900, "height": 700}, reduced_motion="reduce")
-    context.set_default_timeout(DEADLINE_MS)
-    page = context.new_page()
-    page.complaints = []
-    page.on("console", lambda message: message.type in ("error", "warning") and page.complaints.append(message.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("requestfailed", lambda request: page.complaints.append(request.url))
-    yield page
-    context.close()
+def page(serve, page):
+    """The page goes before the programs that it talks to."""
+    return page
 
 
 @pytest.fixture
@@ -161,23 +124,24 @@ def close_code(page):
 # --- the counting page
 
 
+def counts_to_five(page, address):
+    """The page of this address sends 1 to 5, each when the one before has come back, and shows so."""
+    page.goto(address)
+    page.wait_for_selector("#state[data-code]")
+
+    rows = page.eval_on_selector_all("#log li", "rows => rows.map(row => [row.className, row.lastChild.textContent])")
+    counted = [[kind, str(number)] for number in range(1, 6) for kind in ("sent", "received")]
+    assert rows == [["note", "open"], *counted, ["note", "closed with code 1000"]]
+    assert page.eval_on_selector_all("#steps .back", "steps => steps.map(step => step.textContent)") == list("12345")
+    assert page.inner_text("#state") == "closed 1000"
+
+
 def test_the_page_counts_to_five_through_a_backend_that_was_spawned(page, tmp_path):
     socket = tmp_path / "echo.sock"
     options = ("--path", "/ws/", "--socket", socket, "--bin-path", "examples/echo.pl")
     program = Program(tmp_path, *options, "--document-root", "examples/www")
     try:
-        page.goto(program.address)
-        page.wait_for_selector("#state[data-code='1000']")
-
-        rows = page.eval_on_selector_all(
-            "#log li", "rows => rows.map(row => [row.className, row.lastChild.textContent])"
-        )
-        counted = [[kind, str(number)] for number in range(1, 6) for kind in ("sent", "received")]
-        assert rows == [["note", "open"], *counted, ["note", "closed with code 1000"]]
-        assert page.eval_on_selector_all("#steps .back", "steps => steps.map(step => step.textContent)") == list(
-            "12345"
-        )
-        assert page.inner_text("#state") == "closed 1000"
+        counts_to_five(page, program.address)
         (ROOT / "artifacts").mkdir(exist_ok=True)
         page.screenshot(path=ROOT / "artifacts" / "page.png")
         assert page.complaints == []
