@@ -17,13 +17,14 @@ from websockets.exceptions import ConnectionClosed
 from tests.conftest import Run
 from tests.system.test_cgi import DEADLINE_S, MIB, Answer, Client, until
 from tests.system.test_control import ROOT, Service
+from tests.system.test_scgi_fastcgi import needs_perl
 
 FRAMED = ("tunnel", "stdio")
 """Gateways that end the WebSocket themselves."""
 SPOKEN = ("proxy", "cgi", "scgi", "fastcgi")
 """Gateways whose programs are asked over HTTP, and speak WebSocket themselves."""
 PAGE = (ROOT / "docs" / "gateways.md").read_text(encoding="utf-8")
-SHARED = "Frames for cgi, scgi and fastcgi"
+SHARED = "Frames for cgi and scgi"
 GOODBYE = "a client has left"
 
 
@@ -68,7 +69,7 @@ class Example:
 
     def kill_programs(self) -> None:
         """Kill every process that runs a file of the example's folder."""
-        named = [name.encode() for name in (str(self.folder / "echo"), str(self.folder / "echo.py"))]
+        named = [name.encode() for name in map(str, self.folder.glob("echo*"))]
         killed = 0
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
@@ -81,12 +82,12 @@ class Example:
         assert killed, "no program was found"
 
 
-@pytest.fixture(scope="module", params=[*FRAMED, *SPOKEN])
+@pytest.fixture(scope="module", params=[*FRAMED, *SPOKEN[:-1], pytest.param(SPOKEN[-1], marks=needs_perl)])
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     """The example of each gateway in turn, with our interpreter and a free port."""
     gateway, folder = request.param, tmp_path_factory.mktemp(request.param)
     files = examples()[gateway]
-    if gateway in ("cgi", "scgi", "fastcgi"):
+    if gateway in ("cgi", "scgi"):
         files |= examples()[SHARED]
     for name, text in files.items():
         (folder / name).write_text(text.replace("/usr/bin/python3", sys.executable))
