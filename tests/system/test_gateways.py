@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ class Example:
     def is_framed(self) -> bool:
         return self.gateway in FRAMED
 
+    @contextlib.asynccontextmanager
+    async def client(self, *, is_binary: bool = False) -> AsyncIterator[ClientConnection]:
+        """A WebSocket; the program notices its end, in whatever way that comes."""
+        before = self.goodbyes()
+        async with self.websocket(is_binary=is_binary) as websocket:
+            yield websocket
+        await until(lambda: self.goodbyes() == before + 1)
+
     def websocket(self, *, is_binary: bool = False) -> connect:
         """A client; where frames are ours it says what it wants to get."""
         wanted = ["binary"] if self.is_framed and is_binary else None
@@ -65,7 +74,7 @@ class Example:
 
     def goodbyes(self) -> int:
         """How many clients the programs have seen leave."""
-        return self._service.log().count(GOODBYE)
+        return (self.folder / "log").read_text().count(GOODBYE)
 
     def kill_programs(self) -> None:
         """Kill every process that runs a file of the example's folder."""
@@ -95,11 +104,11 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     config = (folder / "wstunnel.toml").read_text()
     assert 'listen = ["127.0.0.1:8081"]\n' in config
     config = config.replace("127.0.0.1:8081", "127.0.0.1:0", 1)
-    with Service(folder, f"allow-unsafe-places = true\n{config}") as service:
+    with Service(folder, f'allow-unsafe-places = true\nlog-file = "log"\n{config}') as service:
         yield Example(gateway, folder, service)
         service.process.terminate()
         assert service.ended() == 0
-        assert "Traceback" not in service.log()
+    assert "Traceback" not in (folder / "log").read_text()
 
 
 @pytest.fixture
@@ -131,7 +140,7 @@ async def echoed(websocket: ClientConnection, message: str | bytes, *, is_whole:
 @pytest.mark.parametrize("message", ["text äöü 🐘", bytes(range(256))], ids=["text", "binary"])
 def test_a_message_comes_back_as_what_it_was(run: Run, example: Example, message: str | bytes):
     async def story() -> None:
-        async with example.websocket(is_binary=isinstance(message, bytes)) as websocket:
+        async with example.client(is_binary=isinstance(message, bytes)) as websocket:
             for _ in range(3):
                 await echoed(websocket, message, is_whole=True)
 
@@ -142,7 +151,7 @@ def test_a_message_comes_back_as_what_it_was(run: Run, example: Example, message
 def test_a_mebibyte_comes_back(run: Run, example: Example, is_binary: bool):
     async def story() -> None:
         message = os.urandom(MIB) if is_binary else "äé" * (MIB // 4)
-        async with example.websocket(is_binary=is_binary) as websocket:
+        async with example.client(is_binary=is_binary) as websocket:
             await echoed(websocket, message, is_whole=not example.is_framed)
             await echoed(websocket, "still here" if not is_binary else b"still here", is_whole=True)
 
@@ -151,7 +160,7 @@ def test_a_mebibyte_comes_back(run: Run, example: Example, is_binary: bool):
 
 def test_a_ping_is_answered_with_what_it_said(run: Run, example: Example):
     async def story() -> None:
-        async with asyncio.timeout(DEADLINE_S), example.websocket() as websocket:
+        async with asyncio.timeout(DEADLINE_S), example.client() as websocket:
             await (await websocket.ping(b"are you there"))
             await echoed(websocket, "yes", is_whole=True)
             await (await websocket.ping(b""))
@@ -162,15 +171,13 @@ def test_a_ping_is_answered_with_what_it_said(run: Run, example: Example):
 @pytest.mark.parametrize(("code", "reason"), [(1000, ""), (3000, "well, good bye")])
 def test_a_clients_close_is_answered_with_its_code(run: Run, example: Example, code: int, reason: str):
     async def story() -> None:
-        goodbyes = example.goodbyes()
-        async with example.websocket() as websocket:
+        async with example.client() as websocket:
             await echoed(websocket, "hello", is_whole=True)
             await websocket.close(code, reason)
             assert websocket.protocol.close_rcvd is not None
             assert websocket.protocol.close_rcvd.code == code
             if not example.is_framed:
                 assert websocket.protocol.close_rcvd.reason == reason
-        await until(lambda: example.goodbyes() > goodbyes)
 
     run(story())
 
@@ -178,11 +185,10 @@ def test_a_clients_close_is_answered_with_its_code(run: Run, example: Example, c
 def test_a_client_that_goes_without_a_word_is_noticed_by_the_program(run: Run, example: Example):
     async def story() -> None:
         goodbyes = example.goodbyes()
-        async with example.websocket() as websocket:
+        async with example.client() as websocket:
             await echoed(websocket, "hello", is_whole=True)
             assert example.goodbyes() == goodbyes
             websocket.transport.abort()
-            await until(lambda: example.goodbyes() > goodbyes)
 
     run(story())
 
@@ -196,7 +202,7 @@ def test_a_program_that_is_killed_ends_its_client_and_the_next_one_is_served(run
                 with pytest.raises(ConnectionClosed):
                     await websocket.recv()
             assert websocket.close_code == (1011 if example.is_framed else 1006)
-        async with example.websocket() as websocket:
+        async with example.client() as websocket:
             await echoed(websocket, "and again", is_whole=True)
 
     run(story())
