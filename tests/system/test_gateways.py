@@ -24,6 +24,7 @@ FRAMED = ("tunnel", "stdio")
 """Gateways that end the WebSocket themselves."""
 SPOKEN = ("proxy", "cgi", "scgi", "fastcgi")
 """Gateways whose programs are asked over HTTP, and speak WebSocket themselves."""
+ASKED = [pytest.param(kind, marks=needs_perl if kind == "fastcgi" else ()) for kind in SPOKEN]
 PAGE = (ROOT / "docs" / "gateways.md").read_text(encoding="utf-8")
 SHARED = "Frames for cgi and scgi"
 GOODBYE = "a client has left"
@@ -91,7 +92,7 @@ class Example:
         assert killed, "no program was found"
 
 
-@pytest.fixture(scope="module", params=[*FRAMED, *SPOKEN[:-1], pytest.param(SPOKEN[-1], marks=needs_perl)])
+@pytest.fixture(scope="module", params=[*FRAMED, *ASKED])
 def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
     """The example of each gateway in turn, with our interpreter and a free port."""
     gateway, folder = request.param, tmp_path_factory.mktemp(request.param)
@@ -109,14 +110,6 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         service.process.terminate()
         assert service.ended() == 0
     assert "Traceback" not in (folder / "log").read_text()
-
-
-@pytest.fixture
-def spoken(example: Example) -> Example:
-    """Those that are asked over HTTP."""
-    if example.is_framed:
-        pytest.skip(f"{example.gateway} passes no requests on")
-    return example
 
 
 @pytest.fixture
@@ -211,27 +204,33 @@ def test_a_program_that_is_killed_ends_its_client_and_the_next_one_is_served(run
 # --- requests
 
 
-def test_a_get_is_answered(run: Run, spoken: Example):
+asked = pytest.mark.parametrize("example", ASKED, indirect=True, scope="module")
+
+
+@asked
+def test_a_get_is_answered(run: Run, example: Example):
     async def story() -> None:
-        got = await spoken.ask("/echo" if spoken.gateway != "proxy" else "/")
+        got = await example.ask("/echo" if example.gateway != "proxy" else "/")
         assert (got.status, got.body, got.fields["content-type"], got.is_whole) == (200, b"GET ", "text/plain", True)
 
     run(story())
 
 
+@asked
 @pytest.mark.parametrize("size", [1, 1000, MIB])
-def test_a_post_brings_its_body(run: Run, spoken: Example, size: int):
+def test_a_post_brings_its_body(run: Run, example: Example, size: int):
     async def story() -> None:
         body = os.urandom(size)
-        got = await spoken.ask("/echo" if spoken.gateway != "proxy" else "/", "POST", body)
+        got = await example.ask("/echo" if example.gateway != "proxy" else "/", "POST", body)
         assert (got.status, got.body, got.is_whole) == (200, b"POST " + body, True)
 
     run(story())
 
 
-def test_a_204_has_no_body(run: Run, spoken: Example):
+@asked
+def test_a_204_has_no_body(run: Run, example: Example):
     async def story() -> None:
-        got = await spoken.ask("/echo/nothing" if spoken.gateway != "proxy" else "/nothing")
+        got = await example.ask("/echo/nothing" if example.gateway != "proxy" else "/nothing")
         assert (got.status, got.body, "content-length" in got.fields) == (204, b"", False)
 
     run(story())
