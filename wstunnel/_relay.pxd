@@ -97,7 +97,7 @@ cdef class Relay:
     cdef uint8_t text_held[3]           # the unfinished character at its end
     cdef uint8_t pong[127]              # a whole PONG frame that waits for the queue to empty; the latest PING wins
     cdef uint8_t pong_bytes
-    cdef bint is_pipe                   # bytes go through as they are: whoever is behind the backend leg speaks WebSocket
+    cdef bint is_pipe                   # bytes go through as they are: the backend speaks WebSocket itself
     cdef bint is_client_done            # no further payload of the client is forwarded
     cdef bint is_backend_done           # no further byte of the backend is forwarded
     cdef bint is_close_sent
