@@ -45,7 +45,9 @@ def _arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="a few rows, 3 rounds: about a minute")
-    parser.add_argument("--scenario", nargs="+", choices=list(SCENARIOS), metavar="NAME", help="these and no others")
+    parser.add_argument(
+        "--scenario", nargs="+", action="extend", choices=list(SCENARIOS), metavar="NAME", help="these and no others"
+    )
     parser.add_argument("--peer", action="append", metavar="NAME", help="this one and no others; may be repeated")
     parser.add_argument(
         "--rounds", type=int, metavar="N", help="how often each peer has its turn (default: 5; quick: 3)"

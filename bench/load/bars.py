@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from bench.load.scenarios import PROXY_FLAGS
 from bench.load.table import Result, Run, ratio, slope_bytes
 
 __all__ = ["Bar", "as_json", "bars", "markdown"]
@@ -52,6 +53,9 @@ def _of(result: Result, results: Sequence[Result], subject: str) -> Iterator[Bar
     if result["kind"] == "memory":
         yield from _memory(result, name, subject)
         return
+    if result["scenario"] in {"pipe", "get"}:
+        yield from _proxied(result, name, f"{subject} {PROXY_FLAGS}", subject)
+        return
     if subject not in result["runs"]:
         return
     if result["scenario"] == "workers":
@@ -89,6 +93,15 @@ def _against(result: Result, name: str, subject: str) -> Iterator[Bar]:
             share = ratio(result, subject, slow)
             if share is not None:
                 yield Bar(f"{name}: times cheaper than {slow}", 1 / share, 5.0, 10.0, is_least=True)
+
+
+def _proxied(result: Result, name: str, proxy: str, subject: str) -> Iterator[Bar]:
+    against_tunnel = ratio(result, proxy, subject)
+    if against_tunnel is not None:
+        yield Bar(f"{name}: CPU of a proxied pipe against a tunnel", against_tunnel, 1.0)
+    against_nginx = ratio(result, proxy, "nginx")
+    if against_nginx is not None:
+        yield Bar(f"{name}: CPU of a proxied request against nginx", against_nginx, 2.0)
 
 
 def _fair(result: Result, results: Sequence[Result], subject: str) -> Iterator[Bar]:

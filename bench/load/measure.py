@@ -143,7 +143,7 @@ class Bench:
         arguments += ["--seconds", str(self.plan.seconds), "--warm-up", str(self.plan.warm_up)]
         with self._client(server, row.mode, row.connections, row.size, *arguments) as client:
             _expect_connected(client, server)
-            if row.mode != "churn":
+            if row.mode not in {"churn", "get"}:
                 server.wait_for_backend(accepted_before + row.connections + row.greedy)
             self._write(client, f"go {_joined(server.pids())} / {_joined(server.backend_pids())}\n")
             run = _report(client)
@@ -152,7 +152,7 @@ class Bench:
             raise FailedError(_why(run, server))
         if self.checks and row.mode == "upload" and server.wrong_bytes() != wrong_before:
             raise FailedError("what the backend got is not what the clients sent")
-        if not run["messages"] and row.mode in {"echo", "churn"}:
+        if not run["messages"] and row.mode in {"echo", "churn", "get"}:
             raise FailedError("not one message came back")
         return run
 
@@ -213,6 +213,7 @@ class Bench:
         missing = peer.missing()
         if missing:
             raise FailedError(f"missing: {missing}")
+        mode = "http" if peer.is_http else mode
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
             os.chmod(folder, 0o755)
@@ -252,6 +253,8 @@ class Bench:
         command += ["--connections", str(connections), "--size", str(size), "--counters", server.counters, *arguments]
         if server.peer.is_raw:
             command.append("--raw")
+        if server.peer.is_http:
+            command.append("--mirrored")
         if self.checks:
             command.append("--check")
         client = Process(command, cpu=self.cpus.load, log=f"{server.place.folder}/client.log", pipes=True)

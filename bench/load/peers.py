@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ __all__ = ["NAMES", "Peer", "Place", "peer_named"]
 
 _PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/sbin"))
 _PIP = "pip install --no-deps -r bench/load/requirements.txt"
+_ENDLESS = 1_000_000_000  # requests on one connection
 _FORKS = "has a process of its own for every tunnel"
 
 
@@ -44,6 +46,7 @@ class Peer:
     missing: Callable[[], str | None]  # what to install, if that is needed
     version: Callable[[], str]
     is_raw: bool = False  # relays bytes and knows nothing of WebSocket
+    is_http: bool = False  # its backend speaks HTTP, and WebSocket itself
     is_guest: bool = False  # runs in the rows that name it, and in no others
     most_connections: int | None = None
     leaves_out: str = ""  # a scenario
@@ -126,12 +129,76 @@ listen tunnel
     return [_where("haproxy"), "-db", "-f", _write(f"{place.folder}/haproxy.cfg", configuration)]
 
 
+def _haproxy_http(place: Place) -> list[str]:
+    configuration = f"""
+global
+    nbthread 1
+    maxconn {place.connections + 16}
+defaults
+    mode http
+    timeout connect 8s
+    timeout client 1h
+    timeout server 1h
+    option forwardfor
+listen proxy
+    bind 127.0.0.1:{place.port} backlog 4096
+    maxconn {place.connections + 16}
+    http-reuse always
+    server backend unix@{place.backend}
+"""
+    return [_where("haproxy"), "-db", "-f", _write(f"{place.folder}/haproxy.cfg", configuration)]
+
+
+def _nginx(place: Place) -> list[str]:
+    temporary = "\n".join(
+        f"    {what}_temp_path {place.folder}/{what};" for what in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    configuration = f"""
+daemon off;
+user {pwd.getpwuid(os.geteuid()).pw_name};
+worker_processes 1;
+pid {place.folder}/nginx.pid;
+events {{
+    worker_connections {2 * place.connections};
+}}
+http {{
+    access_log off;
+    keepalive_requests {_ENDLESS};
+{temporary}
+    upstream backend {{
+        server unix:{place.backend};
+        keepalive 1024;
+        keepalive_requests {_ENDLESS};
+    }}
+    server {{
+        listen 127.0.0.1:{place.port} backlog=4096;
+        location / {{
+            proxy_pass http://backend;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_set_header X-Forwarded-Host $http_host;
+            proxy_set_header X-Forwarded-Proto $scheme;
+        }}
+    }}
+}}
+"""
+    log = f"{place.folder}/error.log"
+    return [_where("nginx"), "-p", place.folder, "-e", log, "-c", _write(f"{place.folder}/nginx.conf", configuration)]
+
+
+def _is_proxy(flags: Sequence[str]) -> bool:
+    return "proxy" in flags
+
+
 def _wstunnel(flags: Sequence[str]) -> Callable[[Place], list[str]]:
+    frames = () if _is_proxy(flags) else ("--frame-type", "binary")
+
     def command(place: Place) -> list[str]:
         return [
             *(sys.executable, "-m", "wstunnel", "--listen", f"127.0.0.1:{place.port}", "--socket", place.backend),
-            *("--frame-type", "binary", "--log-level", "warning", "--control", f"{place.folder}/control"),
-            *flags,
+            *("--log-level", "warning", "--control", f"{place.folder}/control", *frames, *flags),
         ]
 
     return command
@@ -218,6 +285,24 @@ _PEERS = {
             leaves_out="sweep",
             why=_FORKS,
         ),
+        Peer(
+            "nginx",
+            "nginx as a proxy of HTTP, one worker",
+            _nginx,
+            missing=_needs("nginx", "apt-get install --no-install-recommends nginx-light"),
+            version=_says("nginx", "-v"),
+            is_http=True,
+            is_guest=True,
+        ),
+        Peer(
+            "haproxy-http",
+            "HAProxy as a proxy of HTTP, one thread",
+            _haproxy_http,
+            missing=_needs("haproxy", "apt-get install --no-install-recommends haproxy"),
+            version=_says("haproxy", "-v"),
+            is_http=True,
+            is_guest=True,
+        ),
     )
 }
 
@@ -231,7 +316,8 @@ def peer_named(text: str) -> Peer:
     """
     name, *flags = shlex.split(text)
     if name == "wstunnel" and flags:
-        return Peer(text, f"this project, {' '.join(flags)}", _wstunnel(flags), lambda: None, _wstunnel_version)
+        what, is_http = f"this project, {' '.join(flags)}", _is_proxy(flags)
+        return Peer(text, what, _wstunnel(flags), lambda: None, _wstunnel_version, is_http=is_http)
     if flags or name not in _PEERS:
         raise ValueError(f"{text}: take one of {', '.join(NAMES)}, or wstunnel with flags: 'wstunnel --workers 2'")
     return _PEERS[name]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["FULL", "GREEDY", "QUICK", "SCENARIOS", "Memory", "Plan", "Row"]
+__all__ = ["FULL", "GREEDY", "PROXY_FLAGS", "QUICK", "SCENARIOS", "Memory", "Plan", "Row"]
 
 GREEDY = "100 x 64 B x 1 beside 1 greedy"
+PROXY_FLAGS = "--gateway proxy --upgrade true"
 _WORKERS = ("floor", "wstunnel", "wstunnel --workers 2")
+_PIPES = ("floor", "wstunnel", f"wstunnel {PROXY_FLAGS}")
+_PROXIES = (f"wstunnel {PROXY_FLAGS}", "nginx", "haproxy-http")
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ FULL = Plan(
         _FAIR,
         (Row("workers", "echo", 100, 64, only=_WORKERS),),
         (Row("workers", "echo", 1000, 64, only=_WORKERS),),
+        (Row("pipe", "echo", 100, 64, only=_PIPES),),
+        (Row("pipe", "echo", 100, _KIB, only=_PIPES),),
+        (Row("pipe", "echo", 10, 64 * _KIB, 4, only=_PIPES),),
+        (Row("get", "get", 10, _KIB, only=_PROXIES),),
+        (Row("get", "get", 100, _KIB, only=_PROXIES),),
     ),
     memory=(
         Memory("idle", "idle tunnels", "hold", "echo", (1000, 3000, 6000, 9000)),
@@ -126,6 +134,8 @@ SCENARIOS = {
     "churn": "connect, handshake, one message, close: CPU per round",
     "fair": "latency of 100 small tunnels, alone and beside one that sends 1 MiB at a time",
     "workers": "two workers beside one, on the same processor",
+    "pipe": "a proxied WebSocket beside a tunnel: CPU per message that comes back",
+    "get": "a proxied GET with keep-alive, beside nginx and HAProxy: CPU per request",
     "idle": "memory by tunnels that say nothing",
     "stall": "memory of tunnels whose one side does not read while the other one pours",
 }

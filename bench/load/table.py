@@ -9,6 +9,7 @@ from typing import Any
 __all__ = ["Result", "Run", "cost_of", "figures", "markdown", "rate_of", "ratio", "slope_bytes"]
 
 _MIB = 1 << 20
+_YARDSTICKS = {"pipe": ("floor", "wstunnel"), "get": ("nginx", "haproxy-http")}
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -68,8 +69,10 @@ def figures(result: Result, peers: Iterable[str]) -> tuple[list[str], list[list[
 
 def _load(result: Result, peers: Iterable[str]) -> tuple[list[str], list[list[str]]]:
     is_stream = result["mode"] in {"upload", "download"}
-    unit, rate = ("MiB", "MiB/s") if is_stream else ("message", "k/s")
-    names = ["peer", f"µs per {unit}", "min", "max", "x floor", "x lighttpd", rate, "p50 µs", "p99 µs", "client µs"]
+    unit, rate = ("MiB", "MiB/s") if is_stream else ("request" if result["mode"] == "get" else "message", "k/s")
+    yardsticks = _YARDSTICKS.get(result["scenario"], ("floor", "lighttpd"))
+    names = ["peer", f"µs per {unit}", "min", "max", *(f"x {other}" for other in yardsticks), rate]
+    names += ["p50 µs", "p99 µs", "client µs"]
     lines = []
     for peer in peers:
         runs = result["runs"].get(peer, [])
@@ -79,7 +82,7 @@ def _load(result: Result, peers: Iterable[str]) -> tuple[list[str], list[list[st
             costs = [cost_of(result, run) for run in runs]
             rates = median(rate_of(result, run) for run in runs) / (1 if is_stream else 1e3)
             line = [peer, *map(_number, (median(costs), min(costs), max(costs)))]
-            line += [_number(ratio(result, peer, other)) for other in ("floor", "lighttpd")]
+            line += [_number(ratio(result, peer, other)) for other in yardsticks]
             line.append(_number(rates))
             for which in ("p50", "p99"):
                 seen = [found for run in runs if (found := _latency(run, which)) is not None]

@@ -7,6 +7,7 @@
  * pour   the stream of common.h, as fast as it is taken; what comes in is not read
  * sink   everything is taken, checked against that stream, and nothing said
  * deaf   nothing is read
+ * http   a GET of /N is answered with the first N bytes of the stream, an upgrade with 101, and then everything comes back
  *
  * Ends when its standard input ends (not with --stdio: there it ends with its tunnel).
  */
@@ -17,14 +18,23 @@
 
 #define READ_BYTES (128 * 1024)
 
-enum mode { ECHO, POUR, SINK, DEAF };
-static const char *const modes[] = {"echo", "pour", "sink", "deaf"};
+#define HEAD_BYTES 8192 /* of a request */
+#define ANSWER_HEAD_BYTES 256
+/* What belongs to the one key that the bench's client has. */
+#define SWITCHED "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" \
+                 "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+
+enum mode { ECHO, POUR, SINK, DEAF, HTTP };
+#define MODES 5
+static const char *const modes[MODES] = {"echo", "pour", "sink", "deaf", "http"};
 
 struct conn {
     int fd;
     bool waits;      /* for its next turn, in `waiting` */
     bool gone;
-    bool no_more_input;
+    bool is_pipe;    /* everything comes back */
+    char *head;      /* owned; of the request that is being read */
+    size_t head_bytes;
     uint64_t offset; /* of the stream that is poured or checked */
     uint8_t *kept;   /* owned; what could not be echoed yet */
     size_t kept_at, kept_bytes;
@@ -63,6 +73,42 @@ static void check(struct conn *c, size_t n)
     if (!pattern_same(buffer, n, c->offset))
         count(&counters->wrong_bytes, n);
     c->offset += n;
+}
+
+/* Takes n bytes of a request from the buffer and puts the answer there: its length, or 0 while there is none. */
+static size_t answer(struct conn *c, size_t n)
+{
+    size_t before = c->head_bytes;
+    if (c->head == NULL)
+        c->head = must_have(malloc(HEAD_BYTES + 1));
+    if (n > HEAD_BYTES - before) {
+        end(c);
+        return 0;
+    }
+    memcpy(c->head + before, buffer, n);
+    c->head_bytes += n;
+    c->head[c->head_bytes] = 0;
+    char *rest = strstr(c->head, "\r\n\r\n");
+    if (rest == NULL)
+        return 0;
+    rest += 4;
+    size_t rest_bytes = c->head_bytes - (size_t)(rest - c->head), size = 0, at;
+    c->head_bytes = 0;
+    if (strcasestr(c->head, "\r\nUpgrade: websocket\r\n") != NULL) {
+        c->is_pipe = true;
+        at = sizeof SWITCHED - 1;
+        memcpy(buffer, SWITCHED, at);
+        memcpy(buffer + at, rest, rest_bytes);
+        return at + rest_bytes;
+    }
+    if (rest_bytes > 0 || sscanf(c->head, "GET /%zu ", &size) != 1 || size > READ_BYTES - ANSWER_HEAD_BYTES) {
+        end(c);
+        return 0;
+    }
+    at = (size_t)sprintf((char *)buffer, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n"
+                                         "Content-Length: %zu\r\n\r\n", size);
+    pattern_copy(buffer + at, size, 0);
+    return at + size;
 }
 
 /* Edge-triggered: a read that comes back short has emptied the socket, and whatever comes later is a new edge. */
@@ -105,18 +151,21 @@ static void serve(struct conn *c)
             return;
         count(&counters->received_bytes, (uint64_t)n);
         turn += (size_t)n;
+        size_t due = mode == HTTP && !c->is_pipe ? answer(c, (size_t)n) : (size_t)n;
+        if (c->gone)
+            return;
         if (mode == SINK) {
             check(c, (size_t)n);
-        } else {
-            ssize_t sent = send(c->fd, buffer, (size_t)n, MSG_NOSIGNAL);
+        } else if (due > 0) {
+            ssize_t sent = send(c->fd, buffer, due, MSG_NOSIGNAL);
             if (sent < 0 && errno != EAGAIN) {
                 end(c);
                 return;
             }
             sent = sent < 0 ? 0 : sent;
             count(&counters->sent_bytes, (uint64_t)sent);
-            if (sent < n) {
-                c->kept_at = 0, c->kept_bytes = (size_t)(n - sent);
+            if ((size_t)sent < due) {
+                c->kept_at = 0, c->kept_bytes = due - (size_t)sent;
                 c->kept = must_have(malloc(c->kept_bytes));
                 memcpy(c->kept, buffer + sent, c->kept_bytes);
                 continue;
@@ -185,6 +234,7 @@ static void serve_many(const char *where)
             struct conn *c = gone;
             gone = c->next;
             free(c->kept);
+            free(c->head);
             free(c);
         }
     }
@@ -231,10 +281,10 @@ int main(int argc, char **argv)
 {
     size_t i = 0;
     bool is_stdio = argc == 5 && strcmp(argv[2], "--stdio") == 0;
-    while (argc >= 4 && i < 4 && strcmp(argv[1], modes[i]) != 0)
+    while (argc >= 4 && i < MODES && strcmp(argv[1], modes[i]) != 0)
         i++;
-    if ((argc != 4 && !is_stdio) || i == 4)
-        die("usage: backend echo|pour|sink|deaf LISTEN COUNTERS, or MODE --stdio COUNTERS CPU");
+    if ((argc != 4 && !is_stdio) || i == MODES || (is_stdio && i == HTTP))
+        die("usage: backend echo|pour|sink|deaf|http LISTEN COUNTERS, or MODE --stdio COUNTERS CPU");
     mode = (enum mode)i;
     make_pattern();
     counters = map_counters(argv[3]);

@@ -1,17 +1,19 @@
 /* The load: clients of one server, in closed loops, that cost less than any server does.
  *
  *     client --mode MODE --to ADDRESS [--connections N] [--size BYTES] [--in-flight N] [--seconds S] [--warm-up S]
- *            [--raw] [--check] [--path P] [--greedy N] [--greedy-size BYTES] [--counters FILE]
+ *            [--raw] [--mirrored] [--check] [--path P] [--greedy N] [--greedy-size BYTES] [--counters FILE]
  *
  * echo      every connection keeps IN-FLIGHT messages under way; a message is done when as many bytes came back
  * upload    every connection sends as fast as it is taken
  * download  every connection reads what a pouring backend says
  * churn     every connection is made, upgraded, echoes one message, is closed with the close handshake, and again
+ * get       every connection asks for SIZE bytes, GET /SIZE, and again when the answer is whole; no WebSocket
  * hold      connections are made and kept, and nothing is said
  * deaf      connections are made, and nothing is read
  * flood     connections are made, and sent to as fast as it is taken
  *
  * --raw     no WebSocket: what is sent is the stream of common.h, cut into pieces that are as long as the frames would be
+ * --mirrored  frames come back as they were sent, masked
  * --check   what comes back is compared with what it must be; costs time, so not for measuring
  * --greedy  as many connections more, with messages of --greedy-size, whose messages and latencies are not counted
  *
@@ -34,8 +36,9 @@
 #define MAX_PIDS 4096
 #define ADDRESSES 8 /* of 127.0.0.0/8 that connections come from, since a port stays taken for a while */
 
-enum mode { ECHO, UPLOAD, DOWNLOAD, CHURN, HOLD, DEAF, FLOOD };
-static const char *const modes[] = {"echo", "upload", "download", "churn", "hold", "deaf", "flood"};
+enum mode { ECHO, UPLOAD, DOWNLOAD, CHURN, GET, HOLD, DEAF, FLOOD };
+#define MODES 8
+static const char *const modes[MODES] = {"echo", "upload", "download", "churn", "get", "hold", "deaf", "flood"};
 
 enum state { NEW, CONNECTING, SHAKING, OPEN, CLOSING, OVER };
 
@@ -54,12 +57,13 @@ struct conn {
     struct kind *kind;
     uint64_t begun_ns;
 
-    uint8_t *http; /* owned; the answer to the upgrade, until it is whole */
+    uint8_t *http; /* owned; the head of an answer, until it is whole */
     size_t http_bytes;
 
-    uint8_t head[10]; /* of the frame that is being read */
+    uint8_t head[14]; /* of the frame that is being read */
     uint8_t head_bytes, opcode;
-    uint64_t payload_left;
+    uint64_t payload_left; /* of the frame, or of the answer to a GET */
+    unsigned mask_at;
     uint8_t control[125];
     uint8_t control_bytes;
 
@@ -81,7 +85,7 @@ struct conn {
 static uint64_t buckets[BUCKETS], latency_max, latencies;
 
 static enum mode mode;
-static bool is_raw, checks;
+static bool is_raw, is_mirrored, checks;
 static struct address server;
 static const char *path = "/";
 static double seconds = 1, warm_up = 0.2;
@@ -151,6 +155,10 @@ static size_t write_head(uint8_t *to, uint8_t opcode, uint64_t n)
 
 static size_t write_message(uint8_t *to, const struct kind *kind, uint64_t offset)
 {
+    if (mode == GET) {
+        memcpy(to, request, request_bytes);
+        return request_bytes;
+    }
     if (is_raw) {
         pattern_copy(to, kind->frame_bytes, offset);
         return kind->frame_bytes;
@@ -165,7 +173,7 @@ static size_t write_message(uint8_t *to, const struct kind *kind, uint64_t offse
 static void prepare(struct kind *kind, bool streams)
 {
     uint8_t head[14];
-    kind->frame_bytes = write_head(head, 2, kind->size) + kind->size;
+    kind->frame_bytes = mode == GET ? request_bytes : write_head(head, 2, kind->size) + kind->size;
     if (is_raw)
         kind->size = kind->frame_bytes; /* the floor moves as many bytes as there are on the wire */
     size_t frames = streams ? BATCH_BYTES / kind->frame_bytes + 1 : kind->in_flight;
@@ -178,6 +186,7 @@ static void prepare(struct kind *kind, bool streams)
 /* ---- one connection ---- */
 
 static void open_again(struct conn *c);
+static void opened(struct conn *c);
 
 static void forget(struct conn *c)
 {
@@ -322,7 +331,7 @@ static void left(struct conn *c)
 static void hear(struct conn *c, const uint8_t *p, size_t n)
 {
     struct kind *kind = c->kind;
-    if (checks && !pattern_same(p, n, c->phase + c->heard)) {
+    if (checks && !pattern_same(p, n, mode == GET ? c->heard_of_message : c->phase + c->heard)) {
         lose(c, "content differs within %zu bytes from byte %llu on", n, (unsigned long long)c->heard);
         return;
     }
@@ -330,11 +339,16 @@ static void hear(struct conn *c, const uint8_t *p, size_t n)
     progress += n;
     if (is_counting)
         *(kind->is_counted ? &payload_bytes : &greedy_bytes) += n;
-    if (mode != ECHO && mode != CHURN)
+    if (mode != ECHO && mode != CHURN && mode != GET)
         return;
     c->heard_of_message += n;
     if (c->heard_of_message < kind->size)
         return;
+    if (c->state == SHAKING) { /* the first answer to a GET: the server is there */
+        c->heard_of_message = 0;
+        opened(c);
+        return;
+    }
     if (mode == CHURN) {
         if (c->state == OPEN)
             leave(c);
@@ -367,9 +381,10 @@ static void hear_control(struct conn *c)
 }
 
 /* Frames, cut anywhere. Whatever is sent in answer goes out in one piece afterwards. */
-static void hear_frames(struct conn *c, const uint8_t *p, size_t n)
+static void hear_frames(struct conn *c, uint8_t *p, size_t n)
 {
     uint64_t life = c->begun_ns;
+    const size_t mask_bytes = is_mirrored ? sizeof key : 0;
     while (n > 0) {
         if (c->payload_left == 0) {
             size_t whole = 2;
@@ -377,19 +392,21 @@ static void hear_frames(struct conn *c, const uint8_t *p, size_t n)
                 c->head[c->head_bytes++] = *p++;
                 n--;
                 if (c->head_bytes >= 2)
-                    whole = (c->head[1] & 127) == 127 ? 10 : (c->head[1] & 127) == 126 ? 4 : 2;
+                    whole = ((c->head[1] & 127) == 127 ? 10 : (c->head[1] & 127) == 126 ? 4 : 2) + mask_bytes;
             } while (n > 0 && c->head_bytes < whole);
             if (c->head_bytes < whole)
                 return;
+            whole -= mask_bytes;
+            c->mask_at = 0;
             c->head_bytes = 0;
             c->opcode = c->head[0] & 15;
-            c->payload_left = c->head[1];
+            c->payload_left = c->head[1] & 127;
             if (whole > 2)
                 c->payload_left = 0;
             for (size_t i = 2; i < whole; i++)
                 c->payload_left = c->payload_left << 8 | c->head[i];
-            if (c->head[1] & 128 || c->head[0] & 0x70 || (c->opcode >= 8 && c->payload_left > 125)) {
-                lose(c, "not a frame of a server: %02x %02x", c->head[0], c->head[1]);
+            if ((c->head[1] >> 7) != is_mirrored || c->head[0] & 0x70 || (c->opcode >= 8 && c->payload_left > 125)) {
+                lose(c, "not a frame that was expected: %02x %02x", c->head[0], c->head[1]);
                 return;
             }
             c->control_bytes = 0;
@@ -398,6 +415,8 @@ static void hear_frames(struct conn *c, const uint8_t *p, size_t n)
         }
         size_t part = n < c->payload_left ? n : (size_t)c->payload_left;
         c->payload_left -= part;
+        for (size_t i = 0; is_mirrored && checks && i < part; i++)
+            p[i] ^= key[c->mask_at++ & 3];
         if (part > 0 && c->opcode >= 8) {
             memcpy(c->control + c->control_bytes, p, part);
             c->control_bytes = (uint8_t)(c->control_bytes + part);
@@ -412,9 +431,58 @@ static void hear_frames(struct conn *c, const uint8_t *p, size_t n)
     }
 }
 
-static void listen_to(struct conn *c, const uint8_t *p, size_t n)
+/* The head of an answer: NULL until it is whole, and then how many of these n bytes were its own. */
+static char *hear_head(struct conn *c, const uint8_t *p, size_t n, size_t *used)
 {
-    if (!is_raw)
+    size_t before = c->http_bytes, taken = n < HEAD_BYTES - before ? n : HEAD_BYTES - before;
+    if (c->http == NULL)
+        c->http = must_have(malloc(HEAD_BYTES + 1));
+    memcpy(c->http + before, p, taken);
+    c->http_bytes += taken;
+    c->http[c->http_bytes] = 0;
+    char *end = memmem(c->http, c->http_bytes, "\r\n\r\n", 4);
+    if (end == NULL) {
+        if (c->http_bytes == HEAD_BYTES)
+            lose(c, "an answer without an end");
+        return NULL;
+    }
+    end[2] = 0;
+    *used = (size_t)(end + 4 - (char *)c->http) - before;
+    c->http_bytes = 0;
+    return (char *)c->http;
+}
+
+static void hear_answers(struct conn *c, const uint8_t *p, size_t n)
+{
+    while (n > 0) {
+        if (c->payload_left == 0) {
+            size_t used;
+            const char *head = hear_head(c, p, n, &used), *length;
+            if (head == NULL)
+                return;
+            length = strcasestr(head, "\r\nContent-Length:");
+            if (strncmp(head, "HTTP/1.1 200", 12) != 0 || length == NULL || strtoull(length + 17, NULL, 10) != c->kind->size) {
+                lose(c, "answered with %.200s", head);
+                return;
+            }
+            c->payload_left = c->kind->size;
+            p += used, n -= used;
+        }
+        size_t part = n < c->payload_left ? n : (size_t)c->payload_left;
+        c->payload_left -= part;
+        if (part > 0)
+            hear(c, p, part);
+        if (c->state == OVER)
+            return;
+        p += part, n -= part;
+    }
+}
+
+static void listen_to(struct conn *c, uint8_t *p, size_t n)
+{
+    if (mode == GET)
+        hear_answers(c, p, n);
+    else if (!is_raw)
         hear_frames(c, p, n);
     else
         hear(c, p, n);
@@ -432,25 +500,16 @@ static void opened(struct conn *c)
         flush(c);
 }
 
-static void hear_http(struct conn *c, const uint8_t *p, size_t n)
+static void hear_http(struct conn *c, uint8_t *p, size_t n)
 {
-    size_t before = c->http_bytes, taken = n < HEAD_BYTES - before ? n : HEAD_BYTES - before;
-    if (c->http == NULL)
-        c->http = must_have(malloc(HEAD_BYTES + 1));
-    memcpy(c->http + before, p, taken);
-    c->http_bytes += taken;
-    c->http[c->http_bytes] = 0;
-    char *end = memmem(c->http, c->http_bytes, "\r\n\r\n", 4);
-    if (end == NULL) {
-        if (c->http_bytes == HEAD_BYTES)
-            lose(c, "an answer without an end");
+    size_t used;
+    const char *head = hear_head(c, p, n, &used);
+    if (head == NULL)
+        return;
+    if (strncmp(head, "HTTP/1.1 101", 12) != 0) {
+        lose(c, "answered with %.40s", head);
         return;
     }
-    if (c->http_bytes < 12 || memcmp(c->http, "HTTP/1.1 101", 12) != 0) {
-        lose(c, "answered with %.40s", (char *)c->http);
-        return;
-    }
-    size_t used = (size_t)(end + 4 - (char *)c->http) - before;
     free(c->http);
     c->http = NULL;
     opened(c);
@@ -472,13 +531,13 @@ static void receive(struct conn *c)
                 lose(c, "ended after %llu bytes: %s", (unsigned long long)c->heard, n ? strerror(errno) : "end of file");
             return;
         }
-        if (c->state == SHAKING)
+        if (c->state == SHAKING && mode != GET)
             hear_http(c, buffer, (size_t)n);
         else
             listen_to(c, buffer, (size_t)n);
         if (c->state == OVER || c->begun_ns != life)
             return;
-        if (c->due_bytes > 0 && mode == ECHO)
+        if (c->due_bytes > 0 && (mode == ECHO || mode == GET))
             flush(c);
         if (c->state == OVER || n < READ_BYTES)
             return;
@@ -645,7 +704,7 @@ static void look_at_progress(void)
 
 static bool awaits_message(void)
 {
-    return is_counting && messages == 0 && (mode == ECHO || mode == CHURN);
+    return is_counting && messages == 0 && (mode == ECHO || mode == CHURN || mode == GET);
 }
 
 static void run_for(double s)
@@ -693,7 +752,7 @@ static void measure(void)
     struct processes self = {.pids = {getpid()}, .n = 1};
     is_going = true;
     for (size_t i = 0; i < all; i++) {
-        if (mode == ECHO)
+        if (mode == ECHO || mode == GET)
             begin_messages(&conns[i]);
         else if (mode == CHURN)
             open_again(&conns[i]);
@@ -746,14 +805,14 @@ int main(int argc, char **argv)
     static const struct option options[] = {
         {"mode", 1, 0, 'm'},     {"to", 1, 0, 't'},      {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
         {"in-flight", 1, 0, 'f'}, {"seconds", 1, 0, 'd'}, {"warm-up", 1, 0, 'w'},     {"raw", 0, 0, 'r'},
-        {"check", 0, 0, 'k'},    {"path", 1, 0, 'p'},    {"greedy", 1, 0, 'g'},      {"greedy-size", 1, 0, 'G'},
-        {"counters", 1, 0, 'n'}, {0}};
+        {"mirrored", 0, 0, 'i'}, {"check", 0, 0, 'k'},   {"path", 1, 0, 'p'},        {"greedy", 1, 0, 'g'},
+        {"greedy-size", 1, 0, 'G'}, {"counters", 1, 0, 'n'}, {0}};
     int option, which, found = -1;
     while ((option = getopt_long(argc, argv, "", options, &which)) != -1) {
         const char *name = option == '?' ? "" : options[which].name;
         switch (option) {
         case 'm':
-            for (int i = 0; i < 7; i++)
+            for (int i = 0; i < MODES; i++)
                 if (strcmp(optarg, modes[i]) == 0)
                     found = i;
             break;
@@ -764,6 +823,7 @@ int main(int argc, char **argv)
         case 'd': seconds = number(optarg, name); break;
         case 'w': warm_up = number(optarg, name); break;
         case 'r': is_raw = true; break;
+        case 'i': is_mirrored = true; break;
         case 'k': checks = true; break;
         case 'p': path = optarg; break;
         case 'g': greedy_connections = (size_t)number(optarg, name); break;
@@ -773,21 +833,25 @@ int main(int argc, char **argv)
         }
     }
     if (found < 0 || server.length == 0 || plain.size == 0 || plain.in_flight == 0 || optind != argc)
-        die("usage: client --mode echo|upload|download|churn|hold|deaf|flood --to PORT|unix:PATH ...");
+        die("usage: client --mode echo|upload|download|churn|get|hold|deaf|flood --to PORT|unix:PATH ...");
     mode = (enum mode)found;
     signal(SIGPIPE, SIG_IGN);
     as_many_descriptors_as_allowed();
     make_pattern();
-    if (mode == CHURN)
+    if (mode == CHURN || mode == GET)
         plain.in_flight = 1;
-    prepare(&plain, mode == UPLOAD || mode == FLOOD);
-    prepare(&greedy, false);
-    int n = snprintf(request, sizeof request,
+    int n;
+    if (mode == GET)
+        n = snprintf(request, sizeof request, "GET /%zu HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", plain.size);
+    else
+        n = snprintf(request, sizeof request,
                      "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", path);
     if (n < 0 || (size_t)n >= sizeof request)
         die("--path is too long");
     request_bytes = (size_t)n;
+    prepare(&plain, mode == UPLOAD || mode == FLOOD);
+    prepare(&greedy, false);
     all = connections + (mode == ECHO ? greedy_connections : 0);
     conns = must_have(calloc(all, sizeof *conns));
     epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -801,7 +865,7 @@ int main(int argc, char **argv)
     if (lost == 0) {
         puts("connected");
         fflush(stdout);
-        if (mode <= CHURN) {
+        if (mode <= GET) {
             wait_for_go();
             measure();
         } else {
