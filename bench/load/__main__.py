@@ -18,6 +18,8 @@ from bench.load.programs import ROOT, MissingError, Programs
 from bench.load.scenarios import FULL, QUICK, SCENARIOS, Plan
 from bench.load.table import markdown
 
+__all__ = ["arguments", "main"]
+
 _DESCRIPTORS = 24_000  # for 9,000 tunnels, with some to spare
 
 _EPILOG = "\n".join(
@@ -37,7 +39,8 @@ _EPILOG = "\n".join(
 )
 
 
-def _arguments() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
+    """What the command line takes."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.load",
         description="How fast wstunnel is beside others that do the same work.",
@@ -91,7 +94,7 @@ def _say(line: str) -> None:
 
 
 def main() -> int:
-    parser = _arguments()
+    parser = arguments()
     said = parser.parse_args()
     plan = QUICK if said.quick else FULL
     plan = replace(plan, rounds=said.rounds or plan.rounds, seconds=said.seconds or plan.seconds)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,19 @@ from typing import Any
 import pytest
 
 from bench.load import bars, publish, table
+from bench.load.__main__ import arguments
 from bench.load.measure import Bench, FailedError
 from bench.load.peers import NAMES, Peer, peer_named
 from bench.load.processes import Cpus, Process, free_port, memory_bytes
 from bench.load.programs import ROOT, Programs, compiler
-from bench.load.scenarios import FULL, QUICK, SCENARIOS, Memory, Plan, Row
+from bench.load.scenarios import FULL, PROXY_FLAGS, QUICK, SCENARIOS, Memory, Plan, Row
 
 pytestmark = pytest.mark.skipif(
     compiler() is None and "CI" not in os.environ,
     reason="the load client is a C program: apt-get install gcc libc6-dev",
 )
 
+PROXY = f"wstunnel {PROXY_FLAGS}"
 DEADLINE_S = 20.0
 SHORT = Plan(rounds=2, seconds=0.05, warm_up=0.02, rows=(), memory=())
 
@@ -124,6 +128,85 @@ def test_peers_carry_checked_content_and_their_results_are_whole(programs: Progr
     assert [look["tunnels"] for look in idle_result["looks"]["wstunnel"]] == [0, 2, 5]
     assert {bar.verdict for bar in bars.bars(results)} <= {"reached", "beyond", "NOT REACHED"}
     assert any("against the floor" in bar.what for bar in bars.bars(results))
+
+
+def test_pipes_and_answers_of_a_proxy_carry_checked_content_and_are_held_against_the_others(programs: Programs):
+    peers = [peer_named("wstunnel"), replace(peer_named(PROXY), is_guest=True)]
+    pipe = Row("pipe", "echo", 3, 70_000, in_flight=3, only=("wstunnel", PROXY))
+    get = Row("get", "get", 3, 1024, only=(PROXY,))
+
+    piped, got = measured(programs, peers, pipe, get)
+
+    assert (piped["failed"], got["failed"]) == ({}, {})
+    for result, names in ((piped, {"wstunnel", PROXY}), (got, {PROXY})):
+        assert set(result["runs"]) == names
+        for run in (run for runs in result["runs"].values() for run in runs):
+            assert run["lost"] == 0
+            assert run["open"] == 3
+            assert run["messages"] > 0
+    assert [bar.bar for bar in bars.bars([piped, got])] == [1.0]
+    beside_nginx = got | {"runs": got["runs"] | {"nginx": got["runs"][PROXY]}}
+    assert [(bar.found, bar.bar) for bar in bars.bars([beside_nginx])] == [(1.0, 2.0)]
+    assert "| peer" in table.markdown(got, [PROXY])
+    assert "µs per request" in table.markdown(got, [PROXY])
+
+
+@pytest.mark.parametrize("name", ["nginx", "haproxy-http"])
+def test_other_proxies_answer_with_the_backends_content(programs: Programs, name: str):
+    peer = peer_named(name)
+    if (missing := peer.missing()) is not None:
+        pytest.skip(missing)
+
+    (got,) = measured(programs, [peer], Row("get", "get", 40, 1024, only=(name,)))
+
+    assert got["failed"] == {}
+    assert all(run["messages"] > 0 for run in got["runs"][name])
+
+
+def test_answers_to_get_are_what_was_asked_for_and_not_another_content(programs: Programs, backend):
+    port, _ = backend("http")
+    zeros = b"HTTP/1.1 200 OK\r\nContent-Length: 1024\r\n\r\n" + bytes(1024)
+
+    right = client(programs, port, "--mode", "get", "--size", "1024", "--check")
+    with answering(zeros) as port_of_zeros:
+        wrong = client(programs, port_of_zeros, "--mode", "get", "--size", "1024", "--check")
+    with answering(zeros) as port_of_zeros:
+        too_short = client(programs, port_of_zeros, "--mode", "get", "--size", "1025")
+
+    assert right["lost"] == 0
+    assert right["payload_bytes"] >= right["messages"] * 1024 > 0
+    assert wrong["first_loss"] == "content differs within 1024 bytes from byte 0 on"
+    assert too_short["first_loss"].startswith("answered with HTTP/1.1 200 OK")
+
+
+def test_a_mirrored_frame_is_taken_from_a_pipe_and_from_nobody_else(programs: Programs, backend):
+    port, _ = backend("http")
+
+    mirrored = client(programs, port, "--mode", "echo", "--size", "70000", "--mirrored", "--check")
+    refused = client(programs, port, "--mode", "echo", "--size", "70000")
+
+    assert mirrored["lost"] == 0
+    assert mirrored["messages"] > 0
+    assert refused["first_loss"] == "not a frame that was expected: 82 ff"
+
+
+@contextmanager
+def answering(answer: bytes) -> Iterator[int]:
+    """The port of a server that says this on a connection as soon as it has heard something."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(answer)
+                connection.recv(4096)  # until the client is gone
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("arguments", [(), ("--raw",)])
@@ -320,7 +403,12 @@ def test_every_scenario_and_peer_is_explained_and_can_be_chosen():
     assert QUICK.rounds >= 3
     assert FULL.rounds >= 5
     with pytest.raises(ValueError, match="take one of floor, wstunnel"):
-        peer_named("nginx")
+        peer_named("apache")
+
+
+@pytest.mark.parametrize("said", [["--scenario", "pipe", "get"], ["--scenario", "pipe", "--scenario", "get"]])
+def test_scenarios_may_be_named_after_one_flag_or_after_several(said: list[str]):
+    assert arguments().parse_args(said).scenario == ["pipe", "get"]
 
 
 def test_a_client_reaches_nothing_but_this_machine(programs: Programs):
