@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from wstunnel.errors import StartError
+from wstunnel.limits import GatewayLimits
 from wstunnel.server.budget import connection_budget
 from wstunnel.settings import Host, Route, Settings
 
@@ -100,17 +101,26 @@ def test_any_connection_may_take_the_route_that_needs_most_descriptors(budget, r
     assert budget(100, 64, 1 << 20, TUNNEL, route)[1].raised == [(64 + 100 * fds, 1 << 20)]
 
 
+IDLE = 4 * GatewayLimits().idle_per_slot
+"""Of the four slots of HOSTS."""
+
+
 @pytest.mark.parametrize(
-    ("room", "connections"), [(2 * 500 + 4 * 32, 500), (2 * 128 + 4 * 32, 128), (3 * 127, 127), (3 * 2, 2), (2, 1)]
+    ("room", "connections"),
+    [
+        (2 * (IDLE + 300) + IDLE, IDLE + 300),
+        (3 * IDLE, IDLE),
+        (3 * (IDLE - 1), IDLE - 1),
+        (3 * 2, 2),
+        (2, 1),
+    ],
 )
-def test_a_proxy_leaves_an_idle_connection_behind_each_of_its_clients_and_32_per_slot_at_most(
-    budget, room, connections
-):
+def test_a_proxy_leaves_an_idle_connection_behind_each_of_its_clients_up_to_a_bound_per_slot(budget, room, connections):
     proxy = Route(gateway="proxy", hosts=HOSTS)
     assert budget(None, 64 + room, 1 << 20, TUNNEL, proxy)[0] == connections
 
 
-@pytest.mark.parametrize(("wanted", "fds"), [(500, 2 * 500 + 4 * 32), (100, 3 * 100)])
+@pytest.mark.parametrize(("wanted", "fds"), [(IDLE + 300, 2 * (IDLE + 300) + IDLE), (100, 3 * 100)])
 def test_the_idle_connections_of_a_proxy_raise_the_limit(budget, wanted, fds):
     proxy = Route(gateway="proxy", hosts=HOSTS)
     assert budget(wanted, 64, 1 << 20, TUNNEL, proxy)[1].raised == [(64 + fds, 1 << 20)]
