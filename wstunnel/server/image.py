@@ -14,7 +14,7 @@ from wstunnel.errors import StartError, safe
 
 __all__ = ["STATE_FORMAT", "STATE_VARIABLE", "Image", "inherited_state"]
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 """What an image can take over: to be raised when the state, or the layout of the board, means something else."""
 
 STATE_VARIABLE = "WSTUNNEL_STATE_FD"
