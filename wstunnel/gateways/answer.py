@@ -19,12 +19,22 @@ from typing import Any, Protocol
 from wstunnel.errors import BackendError, CutAnswerError, LimitError, safe
 from wstunnel.limits import GatewayLimits
 from wstunnel.net.h1 import Exchange
+from wstunnel.proto import handshake
 from wstunnel.proto.cgi import ResponseHeadReader
-from wstunnel.proto.handshake import accept_hash
 from wstunnel.proto.request import Headers, Request, tokens
 from wstunnel.proto.response import ResponseHead
+from wstunnel.settings import Route
 
-__all__ = ["Output", "UnansweredError", "beside", "check_upgrade", "collect_body", "pass_on", "read_head"]
+__all__ = [
+    "Output",
+    "UnansweredError",
+    "beside",
+    "check_upgrade",
+    "collect_body",
+    "pass_on",
+    "passes_upgrade",
+    "read_head",
+]
 
 _WEBSOCKET = "websocket"
 
@@ -42,6 +52,17 @@ class Output(Protocol):
         raises  TimeoutError when the program has been silent for read-timeout; any other OSError when the connection
                 broke
         """
+
+
+def passes_upgrade(route: Route, request: Request) -> bool:
+    """Does a program hear that the client wants a WebSocket? As in lighttpd, not if there is a body as well.
+
+    raises  PeerError on a handshake that nobody could answer with 101
+    """
+    if not (route.upgrade and request.wants_websocket and request.body_bytes == 0):
+        return False
+    handshake.answer(request)
+    return True
 
 
 async def collect_body(exchange: Exchange, limits: GatewayLimits) -> bytes:
@@ -167,7 +188,7 @@ def check_upgrade(request: Request, head: ResponseHead, *, is_allowed: bool) -> 
         raise _no_upgrade(f'with "Upgrade: {safe(said)}" instead of websocket')
     key = request.first("sec-websocket-key") or ""
     accepts = [value for name, value in head.headers if name == "sec-websocket-accept"]
-    if any(accept != accept_hash(key) for accept in accepts):
+    if any(accept != handshake.accept_hash(key) for accept in accepts):
         raise _no_upgrade(f'with "Sec-WebSocket-Accept: {safe(", ".join(accepts))}", which does not fit the request')
     return (*head.headers, ("Connection", "Upgrade"))
 

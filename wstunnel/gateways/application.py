@@ -9,13 +9,12 @@ from typing import Any
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, CutAnswerError
 from wstunnel.folders import find_file, names_of
-from wstunnel.gateways.answer import Output, beside, check_upgrade, collect_body, pass_on, read_head
+from wstunnel.gateways.answer import Output, beside, check_upgrade, collect_body, pass_on, passes_upgrade, read_head
 from wstunnel.gateways.claim import Claim, Connected, Gateway, Upgraded
 from wstunnel.gateways.program import SOFTWARE
 from wstunnel.limits import GatewayLimits
 from wstunnel.net.h1 import Exchange
 from wstunnel.net.stream import BackendStream
-from wstunnel.proto import handshake
 from wstunnel.proto.cgi import split_path, variables
 from wstunnel.proto.request import Headers, Request
 from wstunnel.settings import Route
@@ -42,14 +41,8 @@ class Application:
         return not self._route.check_local or self._script(request) is not None
 
     def passes_upgrade(self, request: Request) -> bool:
-        """Does the backend hear that the client wants a WebSocket? As in lighttpd, not if there is a body as well.
-
-        raises  PeerError on a handshake that nobody could answer with 101
-        """
-        if not (self._route.upgrade and request.wants_websocket and request.body_bytes == 0):
-            return False
-        handshake.answer(request)
-        return True
+        """As the function `passes_upgrade`."""
+        return passes_upgrade(self._route, request)
 
     async def told(self, exchange: Exchange, *, with_upgrade: bool) -> tuple[dict[str, str], bytes]:
         """The variables of a request, and its body if that had to be collected: CONTENT_LENGTH is told before it.

@@ -13,13 +13,20 @@ from http import HTTPStatus
 from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, CutAnswerError, PeerError
 from wstunnel.folders import below
-from wstunnel.gateways.answer import UnansweredError, beside, check_upgrade, collect_body, pass_on, read_head
+from wstunnel.gateways.answer import (
+    UnansweredError,
+    beside,
+    check_upgrade,
+    collect_body,
+    pass_on,
+    passes_upgrade,
+    read_head,
+)
 from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.program import SOFTWARE, Forker, ProgramClaim, start_program
 from wstunnel.limits import Limits
 from wstunnel.net.h1 import Exchange
 from wstunnel.net.stream import BackendStream
-from wstunnel.proto import handshake
 from wstunnel.proto.cgi import variables
 from wstunnel.proto.request import Request
 from wstunnel.settings import Route
@@ -77,10 +84,7 @@ class CgiGateway:
         if script is None:
             raise PeerError("there is no such script", status=HTTPStatus.NOT_FOUND)
         body, body_bytes = b"", request.body_bytes
-        # As in lighttpd, what has a body is no handshake.
-        wants_upgrade = self._route.upgrade and request.wants_websocket and body_bytes == 0
-        if wants_upgrade:
-            handshake.answer(request)
+        wants_upgrade = passes_upgrade(self._route, request)
         if body_bytes is None:
             body = await collect_body(exchange, self._limits.gateway)
             body_bytes = len(body)

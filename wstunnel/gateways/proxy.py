@@ -88,8 +88,7 @@ class ProxyGateway:
             return None
         if request.body_bytes != 0:
             raise PeerError("a WebSocket handshake has no body")
-        handshake.answer(request)
-        return handshake.accept_hash(request.all("sec-websocket-key")[0])
+        return handshake.answer(request).accept
 
     async def _dial(self, lease: Lease, host: Host) -> _Turn:
         waiting = self._idle.take(lease.slot)

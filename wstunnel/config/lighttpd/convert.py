@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import TypeVar
 
 from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.lighttpd.conditions import Claim
@@ -15,12 +16,15 @@ from wstunnel.config.lighttpd.known import SERVER_OPTIONS as OF_SERVER
 from wstunnel.config.lighttpd.listeners import address_of
 from wstunnel.config.lighttpd.reading import entries, number, switch, text, texts
 from wstunnel.config.lighttpd.routes import Maker
+from wstunnel.config.lighttpd.values import Value
 from wstunnel.config.names import nearest
 from wstunnel.config.options import SERVER_OPTIONS, OptionError, shown
 from wstunnel.config.rules import Settled, settle
 from wstunnel.settings import Address, Settings
 
 __all__ = ["load", "read", "read_top"]
+
+T = TypeVar("T")
 
 _DEFAULT_PORT = 80
 _GRACE = "server.graceful-shutdown-timeout"
@@ -68,8 +72,8 @@ class _Conversion:
         every = evaluate(path, os.environ, problems)
         self._top = every[0]
         self.modules = self._read_modules()
-        self._port = self._number("server.port", _DEFAULT_PORT)
-        self._is_ipv6 = self._switch("server.use-ipv6")
+        self._port = self._value("server.port", number, _DEFAULT_PORT)
+        self._is_ipv6 = self._value("server.use-ipv6", switch, False)
         self._bound: list[tuple[Address, Place]] = []
         self._bind()
         self.blocks = [self._top, *(block for block in every[1:] if self._takes_part(block))]
@@ -131,23 +135,15 @@ class _Conversion:
         except OptionError as bad:
             self._problems.add(at(setting.place, "server.feature-flags"), str(bad))
 
-    def _number(self, name: str, default: int) -> int:
+    def _value(self, name: str, read: Callable[[Value], T], default: T) -> T:
+        """What an option of the outermost block says, if it says anything that can be read."""
         setting = self._top.options.get(name)
         if setting is not None:
             try:
-                return number(setting.value)
+                return read(setting.value)
             except OptionError as bad:
                 self._problems.add(at(setting.place, name), str(bad))
         return default
-
-    def _switch(self, name: str) -> bool:
-        setting = self._top.options.get(name)
-        if setting is not None:
-            try:
-                return switch(setting.value)
-            except OptionError as bad:
-                self._problems.add(at(setting.place, name), str(bad))
-        return False
 
     # --- listeners
 
