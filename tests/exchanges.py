@@ -1,4 +1,4 @@
-"""A stand-in for `wstunnel.net.h1.Exchange`: one request, its body in given pieces, and what was answered."""
+"""A stand-in for `wstunnel.net.exchange.Exchange`: one request, its body in given pieces, and what was answered."""
 
 from __future__ import annotations
 

@@ -15,6 +15,6 @@ def plain_key(headers: Headers) -> str | None:
     subprotocol. None: look at it more closely."""
 
 def read_plain_head(
-    data: Buffer, nbytes: int, limits: HeadLimits, peer: str, local: str, scheme: str
+    data: Buffer, nbytes: int, limits: HeadLimits, peer: str, local: str, scheme: str, subject: str
 ) -> tuple[Request, bytes] | None:
     """The request at the front of the first `nbytes` of `data`, and what follows its head; None: ask a HeadReader."""

@@ -133,11 +133,12 @@ cdef int _keep(Known* place, str name, Role role) except -1:
 _fill_tables()
 
 
-def read_plain_head(data, Py_ssize_t nbytes, limits, str peer not None, str local not None, str scheme not None):
+def read_plain_head(data, Py_ssize_t nbytes, limits, str peer not None, str local not None, str scheme not None,
+                    str subject not None):
     """The request at the front of the first `nbytes` of `data`, and what follows its head; None: ask a HeadReader.
 
     in      data    any buffer; nothing of it is kept
-            limits  HeadLimits; peer, local and scheme: as in Request
+            limits  HeadLimits; peer, local, scheme and subject: as in Request
     out     a GET of a path that is written without escapes, dot segments and empty segments, with strict fields, one
             good Host and no word of a body
     bound   PLAIN_FIELDS on the stack; one pass
@@ -153,7 +154,7 @@ def read_plain_head(data, Py_ssize_t nbytes, limits, str peer not None, str loca
         raw = <const uint8_t*>view.buf  # lent by `data` until the release below
         if not _scan(raw, min(nbytes, <Py_ssize_t>limits.max_head_bytes), limits.max_fields, &head):
             return None
-        request = _made(raw, &head, peer, local, scheme)
+        request = _made(raw, &head, peer, local, scheme, subject)
         return request, PyBytes_FromStringAndSize(<const char*>raw + head.end, nbytes - head.end)
     finally:
         PyBuffer_Release(&view)
@@ -347,7 +348,7 @@ cdef bint _is_authority(const uint8_t* text, Py_ssize_t length) noexcept nogil:
     return at == length
 
 
-cdef object _made(const uint8_t* raw, const Head* head, str peer, str local, str scheme):
+cdef object _made(const uint8_t* raw, const Head* head, str peer, str local, str scheme, str subject):
     """The Request. It is frozen for Python; filling it from here spares the ten calls that its `__init__` makes."""
     cdef Py_ssize_t at
     cdef tuple headers = PyTuple_New(head.count), pair
@@ -373,6 +374,8 @@ cdef object _made(const uint8_t* raw, const Head* head, str peer, str local, str
     PyObject_GenericSetAttr(request, "scheme", scheme)
     PyObject_GenericSetAttr(request, "wants_websocket", head.wants_websocket)
     PyObject_GenericSetAttr(request, "body_bytes", 0)
+    PyObject_GenericSetAttr(request, "version", "HTTP/1.1")
+    PyObject_GenericSetAttr(request, "client_subject", subject)
     return request
 
 

@@ -14,6 +14,7 @@ __all__ = [
     "ConfLimits",
     "FileLimits",
     "GatewayLimits",
+    "H2Limits",
     "HeadLimits",
     "Limits",
     "LogLimits",
@@ -72,6 +73,18 @@ class HeadLimits:
     """A client that takes nothing of its response for this time (twice at most) is dropped."""
     linger_s: float = 2.0
     """From our last byte to the end of the connection, while what the client still says is thrown away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class H2Limits:
+    """What one HTTP/2 connection may cost beside its streams' tunnels and answers."""
+
+    max_streams: int = 128
+    """Streams at once, unless the listener says otherwise."""
+    window_bytes: int = 64 * 1024
+    """What a client may send on one stream before its backend has taken anything: one read and a bit."""
+    frame_bytes: int = 16 * 1024
+    """The largest frame that is taken, and that is sent (RFC 9113 §4.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +294,7 @@ class OptionLimits:
 class Limits:
     accept: AcceptLimits = field(default_factory=AcceptLimits)
     head: HeadLimits = field(default_factory=HeadLimits)
+    h2: H2Limits = field(default_factory=H2Limits)
     relay: RelayLimits = field(default_factory=RelayLimits)
     restart: RestartLimits = field(default_factory=RestartLimits)
     spawn: SpawnLimits = field(default_factory=SpawnLimits)

@@ -16,16 +16,18 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wstunnel.limits import Limits, SpawnLimits
+from wstunnel.limits import H2Limits, Limits, SpawnLimits
 
 __all__ = [
     "Address",
     "Balance",
+    "ClientVerify",
     "Condition",
     "ConditionField",
     "ConditionOperator",
     "Forwarded",
     "FrameType",
+    "Front",
     "Gateway",
     "Host",
     "Io",
@@ -45,6 +47,7 @@ Forwarded = Literal["for", "by", "host", "proto"]
 ConditionField = Literal["url", "host", "socket"]
 ConditionOperator = Literal["==", "!=", "=^", "=$", "=~", "!~"]
 Balance = Literal["least-connection", "round-robin", "hash", "sticky"]
+ClientVerify = Literal["required", "optional"]
 Io = Literal["auto", "hub", "protocol"]
 LoadPolicy = Literal["share", "queue", "refuse"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -351,7 +354,47 @@ class Route(Host):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Front:
+    """How clients reach an address: in the clear or by TLS, and by which HTTP."""
+
+    tls_cert: tuple[str, ...] = _option(
+        (),
+        "tls-cert",
+        "FILE",
+        "listening",
+        "serve https and wss with this certificate and its chain (PEM); may be repeated, for several names",
+    )
+    tls_key: tuple[str, ...] = _option(
+        (), "tls-key", "FILE", "listening", "private key of the certificate (default: in the file of the certificate)"
+    )
+    tls_client_ca: str | None = _option(
+        None, "tls-client-ca", "FILE", "listening", "certificates that sign those by which clients are known (PEM)"
+    )
+    tls_client_verify: ClientVerify = _option(
+        "required",
+        "tls-client-verify",
+        "KIND",
+        "listening",
+        "whether a client has to have a certificate of tls-client-ca: required or optional (default: required)",
+    )
+    h2c: bool = _option(
+        False,
+        "h2c",
+        "BOOL",
+        "listening",
+        "take HTTP/2 in the clear too, from those who begin with it, as proxies in front do (default: false)",
+    )
+    max_streams: int = _option(
+        H2Limits().max_streams,
+        "max-streams",
+        "N",
+        "listening",
+        "streams at once of an HTTP/2 connection (default: 128)",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Front):
     """The whole of one wstunnel. Relative paths are made absolute by the config readers."""
 
     listen: tuple[Address, ...] = _option(

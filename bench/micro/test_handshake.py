@@ -41,7 +41,7 @@ ORIGINS = OriginPolicy(None)
 
 
 def of_plain_head() -> bytes:
-    found = read_plain_head(BUFFER, len(HEAD), LIMITS, "127.0.0.1:4711", "127.0.0.1:8081", "http")
+    found = read_plain_head(BUFFER, len(HEAD), LIMITS, "127.0.0.1:4711", "127.0.0.1:8081", "http", "")
     assert found is not None
     ORIGINS.check(found[0])
     return handshake.answer(found[0]).head

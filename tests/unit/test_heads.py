@@ -24,12 +24,12 @@ FRAMES = b"\x81\x80abcd"
 
 
 def plain(head: bytes, limits: HeadLimits = LIMITS) -> tuple[Request, bytes] | None:
-    return read_plain_head(head, len(head), limits, "127.0.0.1:1", "127.0.0.1:2", "https")
+    return read_plain_head(head, len(head), limits, "127.0.0.1:1", "127.0.0.1:2", "https", "CN=a")
 
 
 def careful(head: bytes, limits: HeadLimits = LIMITS) -> tuple[Request, bytes] | None:
     """What HeadReader makes of the same bytes; None: refused, or not whole."""
-    reader = HeadReader(limits, peer="127.0.0.1:1", local="127.0.0.1:2", scheme="https")
+    reader = HeadReader(limits, peer="127.0.0.1:1", local="127.0.0.1:2", scheme="https", subject="CN=a")
     try:
         request = reader.feed(head)
     except PeerError:
@@ -194,6 +194,7 @@ def test_request_holds_everything_that_the_head_says():
             peer="127.0.0.1:1",
             local="127.0.0.1:2",
             scheme="https",
+        client_subject="CN=a",
             wants_websocket=False,
         ),
         FRAMES,
@@ -212,7 +213,7 @@ def test_request_is_as_frozen_as_any_other():
 def test_nothing_of_the_buffer_is_kept():
     """The next connection is read into the same one."""
     room = bytearray(CHROMIUM + FRAMES)
-    found = read_plain_head(memoryview(room), len(room), LIMITS, "127.0.0.1:1", "127.0.0.1:2", "https")
+    found = read_plain_head(memoryview(room), len(room), LIMITS, "127.0.0.1:1", "127.0.0.1:2", "https", "CN=a")
     room[:] = bytes(len(room))
     room.clear()  # BufferError, were the buffer still lent
     assert found == careful(CHROMIUM + FRAMES)
@@ -301,14 +302,14 @@ def test_anything_else_is_left_to_the_careful_reader(name):
 def test_part_of_a_head_is_left_to_the_careful_reader_though_the_rest_lies_behind_it(head):
     """What an earlier read has left in the buffer is not ours."""
     for nbytes in range(len(head)):
-        assert read_plain_head(head, nbytes, LIMITS, "p", "l", "http") is None
+        assert read_plain_head(head, nbytes, LIMITS, "p", "l", "http", "") is None
         assert plain(head[:nbytes]) is None
 
 
 @pytest.mark.parametrize("nbytes", [-1, len(NODE_WS) + 1])
 def test_more_bytes_than_there_are_is_a_mistake_of_ours(nbytes):
     with pytest.raises(ValueError, match=str(nbytes)):
-        read_plain_head(NODE_WS, nbytes, LIMITS, "p", "l", "http")
+        read_plain_head(NODE_WS, nbytes, LIMITS, "p", "l", "http", "")
 
 
 def test_bounds_are_those_of_the_limits():

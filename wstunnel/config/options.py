@@ -25,6 +25,7 @@ from wstunnel.proto.origin import OriginPolicy
 from wstunnel.settings import (
     Address,
     Balance,
+    ClientVerify,
     Condition,
     ConditionField,
     ConditionOperator,
@@ -551,9 +552,19 @@ _some_seconds = _Seconds(_bounds.max_seconds, may_be_zero=False)
 _switch = _Switch()
 _program = _Word("a program and its arguments", _command, shlex.join, may_hold_controls=True)
 
+_FRONT_KINDS: dict[str, Kind] = {
+    "tls_cert": _Words(_text_path, '["example.pem"]'),
+    "tls_key": _Words(_text_path, '["example.key"]'),
+    "tls_client_ca": _text_path,
+    "tls_client_verify": _choice(ClientVerify),
+    "h2c": _switch,
+    "max_streams": _Whole(1, _bounds.max_connections),
+}
+
 SERVER_OPTIONS: dict[str, Option] = _options(
     Settings,
     {
+        **_FRONT_KINDS,
         "listen": _Words(_Word("an address", _address), '["127.0.0.1:8081"]'),
         "max_connections": _Whole(1, _bounds.max_connections),
         "workers": _WholeOr("auto", _Whole(1, MasterLimits().max_workers)),

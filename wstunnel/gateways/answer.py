@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from wstunnel.errors import BackendError, CutAnswerError, LimitError, safe
 from wstunnel.limits import GatewayLimits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.proto import handshake
 from wstunnel.proto.cgi import ResponseHeadReader
 from wstunnel.proto.request import Headers, Request, tokens

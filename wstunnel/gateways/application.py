@@ -13,7 +13,7 @@ from wstunnel.gateways.answer import Output, beside, check_upgrade, collect_body
 from wstunnel.gateways.claim import Claim, Connected, Gateway, Upgraded
 from wstunnel.gateways.program import SOFTWARE
 from wstunnel.limits import GatewayLimits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.net.stream import BackendStream
 from wstunnel.proto.cgi import split_path, variables
 from wstunnel.proto.request import Headers, Request

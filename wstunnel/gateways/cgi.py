@@ -25,7 +25,7 @@ from wstunnel.gateways.answer import (
 from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.program import SOFTWARE, Forker, ProgramClaim, start_program
 from wstunnel.limits import Limits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.net.stream import BackendStream
 from wstunnel.proto.cgi import variables
 from wstunnel.proto.request import Request

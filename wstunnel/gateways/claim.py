@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Protocol
 
 from wstunnel._hub import Hub
-from wstunnel.net.h1 import Exchange, Taken
+from wstunnel.net.exchange import Exchange, Taken
+from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.request import Headers, Request
 from wstunnel.supervise.child import ExitStatus
 
@@ -63,6 +65,11 @@ class Upgraded:
     headers: Headers
     backend: Taken
     lease: Claim
+
+    @property
+    def head(self) -> bytes:
+        """The 101 of these fields."""
+        return encode_head(HTTPStatus.SWITCHING_PROTOCOLS, self.headers)
 
     def close(self) -> None:
         """Give the backend back instead."""

@@ -9,7 +9,7 @@ from wstunnel.gateways.application import Application
 from wstunnel.gateways.claim import Gateway, Upgraded
 from wstunnel.gateways.records import REQUEST_ID, RecordPipe, Responder
 from wstunnel.limits import Limits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.net.stream import BackendStream
 from wstunnel.proto.fastcgi import begin, params, stdin
 from wstunnel.proto.request import Request

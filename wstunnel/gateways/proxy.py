@@ -11,7 +11,7 @@ from wstunnel.errors import BackendError, PeerError
 from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.connecting import Connector, connect
 from wstunnel.limits import GatewayLimits
-from wstunnel.net.h1 import Exchange, Taken
+from wstunnel.net.exchange import Exchange, Taken
 from wstunnel.net.idle import IdleStreams
 from wstunnel.net.stream import BackendStream
 from wstunnel.proto import handshake

@@ -6,7 +6,7 @@ from wstunnel._hub import Hub
 from wstunnel.gateways.application import Application, upgraded_of
 from wstunnel.gateways.claim import Gateway, Upgraded
 from wstunnel.limits import Limits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.net.stream import BackendStream
 from wstunnel.proto.request import Request
 from wstunnel.proto.scgi import encode_request

@@ -24,7 +24,7 @@ from wstunnel._hub import Hub
 from wstunnel.errors import TunnelError
 from wstunnel.folders import below, check_folder, names_of, open_file
 from wstunnel.limits import FileLimits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.proto.request import Headers, Request
 
 __all__ = ["ShortFileError", "StaticGateway"]

@@ -55,7 +55,8 @@ class Acceptor:
     """Accepts from all listeners of a worker while fewer than `max_connections` are open.
 
     in      on_connection   gets each accepted descriptor, non-blocking and without Nagle's algorithm, and owns it, with
-                            the names of its peer and of where it came to, as in Request; `release` gives its place back
+                            the names of its peer and of where it came to, as in Request, and the listener;
+                            `release` gives its place back
             may_accept      asked before each connection of a listener that workers share: False leaves it to the others
                             for a moment. All of them are woken by it, and the first one would take everything
     """
@@ -67,7 +68,7 @@ class Acceptor:
         *,
         max_connections: int,
         limits: AcceptLimits,
-        on_connection: Callable[[int, str, str], None],
+        on_connection: Callable[[int, str, str, Listener], None],
         may_accept: Callable[[], bool] = lambda: True,
     ) -> None:
         self._loop = loop
@@ -156,7 +157,7 @@ class Acceptor:
             self._pause_s = self._limits.first_pause_s
             self.open_connections += 1
             fd, peer = accepted
-            self._on_connection(fd, peer, fixed_name or local_name(fd))
+            self._on_connection(fd, peer, fixed_name or local_name(fd), listener)
 
     def _is_our_turn(self, turns: _Turns) -> bool:
         if self._may_accept():

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from email.utils import formatdate
 from enum import Enum, auto
 from http import HTTPStatus
@@ -22,13 +21,14 @@ from wstunnel._hub import PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import GatewayLimits, HeadLimits
 from wstunnel.net.eager import begin
+from wstunnel.net.exchange import Agreement, Exchange, Taken
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.body import BodyReader, body_reader
 from wstunnel.proto.chunked import LAST_CHUNK, encode_chunk
 from wstunnel.proto.http1 import HeadReader, encode_head
 from wstunnel.proto.request import Headers, Request
 
-__all__ = ["Exchange", "H1Connection", "Taken"]
+__all__ = ["H1Connection", "H1Exchange"]
 
 _log = logging.getLogger("wstunnel")
 _TEXT = ("Content-Type", "text/plain")
@@ -52,29 +52,8 @@ class _State(Enum):
 _NEW, _READING, _SERVING, _FLUSHING, _LINGERING, _TAKEN, _CLOSED = _State
 
 
-@dataclass(slots=True)
-class Taken:
-    """A connection after its 101: reading is paused, and nothing is left to write.
-
-    The taker calls `transport.set_protocol` before its next `await`, sets the write-buffer limits it wants (they
-    are zero here), and then `resume_reading`. The end of the connection is its to watch; `on_closed` is not called.
-    """
-
-    transport: asyncio.Transport | PlainTransport
-    leftover: bytes
-    """What the client sent behind its request: frames, one read at most."""
-    is_at_eof: bool
-    """Has the client ended its side already? Its `eof_received` may not come again."""
-
-
-class Exchange:
-    """One request and its answer, for the coroutine that serves it.
-
-    A client that goes away before its answer is complete cancels the coroutine; one that only ends its own side
-    (half-close) still gets the answer. A PeerError that leaves the coroutine is answered with its status and
-    fields, and not logged here; any other exception, or no answer, is logged and becomes a 500, or where the
-    answer had begun the end of the connection.
-    """
+class H1Exchange:
+    """An `Exchange` over HTTP/1.1."""
 
     __slots__ = ("_is_answered", "_is_bodiless", "_is_started", "_left_bytes", "connection", "request")
 
@@ -88,50 +67,23 @@ class Exchange:
 
     @property
     def is_started(self) -> bool:
-        """Has an answer begun, so that no other one can be given?"""
         return self._is_started
 
     async def read(self) -> bytes:
-        """The next piece of the request's body, without its chunks; b"" at its end, and when there is none.
-
-        raises  PeerError(400) on a malformed chunk or when the client ends within its body, PeerError(408) when it
-                sends nothing for `body_stall_s`
-        bound   one read: the client is not read while a piece waits
-        A client that waits for `100 Continue` gets it at the first call, unless an answer has begun by then.
-        """
         return await self.connection._read_body()
 
     async def respond(
         self, status: int, headers: Headers | bytes = (), body: bytes = b"", *, close: bool = False
     ) -> None:
-        """Send a whole answer, with Content-Length, Date and Connection added. HEAD, 204 and 304 get no body.
-
-        in      headers  or lines that are well-formed already, each with its CRLF; a Date among those is kept
-                close  end the connection afterwards; after a refused upgrade it always ends (RFC 9931)
-        raises  ValueError on what may not stand in a head; RuntimeError when an answer had begun;
-                ConnectionResetError when the cancellation was not heeded
-        bound   returns once no more than `write_high_bytes` wait for the client
-        """
         self.connection._skip_body()
         self._send(status, headers, body, len(body), close=close)
         await self.connection._drained()
 
     async def start(self, status: int, headers: Headers | bytes, length: int | None, *, close: bool = False) -> None:
-        """Send the head of an answer of `length` bytes, which `write` brings. For HEAD that is all of it.
-
-        in      headers  as in `respond`
-                length  None: nobody knows; the body is chunked, and `finish` ends it
-        """
         self._send(status, headers, b"", length, close=close)
         await self.connection._drained()
 
     async def write(self, chunk: bytes) -> None:
-        """Send the next bytes of the answer, and let others have their turn. Where there is no body, for HEAD
-        and some statuses, nothing is sent.
-
-        raises  RuntimeError on more bytes than were announced; ConnectionResetError as above
-        bound   as `respond`
-        """
         if self._left_bytes is None:
             chunk = encode_chunk(chunk)
         elif self._is_bodiless:
@@ -146,24 +98,18 @@ class Exchange:
         await self.connection._drained()
 
     async def finish(self) -> None:
-        """End an answer whose length was not known; nothing happens to any other."""
         if self._left_bytes is None:
             self._left_bytes, self._is_answered = 0, True
             self.connection._write(LAST_CHUNK)
             await self.connection._drained()
 
-    async def take_over(self, head: bytes) -> Taken:
-        """Answer with this head of a 101, wait until it has left, and let go of the connection."""
+    async def take_over(self, agreement: Agreement) -> Taken:
         self._begin()
-        taken = await self.connection._switch(head)
+        taken = await self.connection._switch(agreement.head)
         self._is_answered = True
         return taken
 
     def refuse(self, status: int, text: str, headers: Headers = (), *, close: bool = False) -> None:
-        """Send a whole answer with `text` for its body, without waiting: for what ends the coroutine.
-
-        in      text  ASCII; a peer's bytes in it are escaped
-        """
         body = _refusal_body(text)
         self.connection._skip_body()
         self._send(status, (*headers, _TEXT), body, len(body), close=close)
@@ -201,7 +147,7 @@ class H1Connection(asyncio.BufferedProtocol):
     """Reads requests, has each served by a coroutine, and ends so that the last answer arrives.
 
     in      on_request  serves one exchange; the next request is parsed when it returns
-            peer, local, scheme   as in Request
+            peer, local, scheme, subject   as in Request
             buffer      where reads land; shared by all connections of a loop, and left before each call returns.
                         Its length bounds one read
             on_closed   gets this connection, once, when the transport is closed and no coroutine runs; not after a
@@ -241,6 +187,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "_reading",
         "_scheme",
         "_state",
+        "_subject",
         "_task",
         "_transport",
         "_unsent_bytes",
@@ -249,7 +196,7 @@ class H1Connection(asyncio.BufferedProtocol):
     )
 
     _transport: asyncio.Transport | PlainTransport
-    _exchange: Exchange
+    _exchange: H1Exchange
 
     def __init__(
         self,
@@ -259,6 +206,7 @@ class H1Connection(asyncio.BufferedProtocol):
         peer: str,
         local: str,
         scheme: str,
+        subject: str = "",
         limits: HeadLimits,
         body_limits: GatewayLimits,
         wheel: TimerWheel,
@@ -266,7 +214,7 @@ class H1Connection(asyncio.BufferedProtocol):
         on_closed: Callable[[H1Connection], None],
     ) -> None:
         self._on_request, self._on_closed = on_request, on_closed
-        self._peer, self._local, self._scheme = peer, local, scheme
+        self._peer, self._local, self._scheme, self._subject = peer, local, scheme, subject
         self._limits, self._body_limits, self._wheel, self._buffer = limits, body_limits, wheel, buffer
         self._loop = loop
         self._state = _NEW
@@ -476,15 +424,16 @@ class H1Connection(asyncio.BufferedProtocol):
         request: Request | None
         reader, plain = self._reader, None
         if reader is None:
-            plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme)
+            plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme, self._subject)
         if plain is not None:
             request, self._pending = plain
         else:
             if was_idle:
                 self._arm(self._limits.head_timeout_s)
             if reader is None:
-                reader = HeadReader(self._limits, peer=self._peer, local=self._local, scheme=self._scheme)
-                self._reader = reader
+                reader = self._reader = HeadReader(
+                    self._limits, peer=self._peer, local=self._local, scheme=self._scheme, subject=self._subject
+                )
             try:
                 request = reader.feed(bytes(data[:nbytes]))
             except PeerError as fault:
@@ -497,7 +446,7 @@ class H1Connection(asyncio.BufferedProtocol):
             self._pending = reader.leftover
         self._state = _SERVING
         self._disarm()
-        self._exchange = Exchange(self, request)
+        self._exchange = H1Exchange(self, request)
         if request.body_bytes != 0:
             self._body = body_reader(request.body_bytes, self._body_limits)
             self._is_continue_awaited = not self._pending and "100-continue" in request.tokens("expect")

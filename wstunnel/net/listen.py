@@ -6,11 +6,11 @@ import logging
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wstunnel.errors import StartError
-from wstunnel.settings import Address, TcpAddress, UnixAddress
+from wstunnel.settings import Address, Front, TcpAddress, UnixAddress
 from wstunnel.sockets import bind_tcp, bind_unix, join_tcp, resolve_tcp, unlink_if_ours
 
 __all__ = ["Listener", "ListenerSet", "open_listener", "open_listeners"]
@@ -28,6 +28,8 @@ class Listener:
     """Of the path to take away with the socket; None: there is none, or it is not ours."""
     is_shared: bool = False
     """Other workers accept from the same socket."""
+    front: Front = field(default_factory=Front)
+    """How its clients are served."""
 
     def close(self) -> None:
         """Stop listening; a UNIX path that is still ours is unlinked."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 
 from wstunnel._hub import Hub, PlainTransport
-from wstunnel.net.h1 import Taken
+from wstunnel.net.exchange import Taken
 
 __all__ = ["BackendStream"]
 

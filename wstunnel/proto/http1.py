@@ -51,12 +51,15 @@ class HeadReader:
         "_scheme",
         "_seen_bytes",
         "_start",
+        "_subject",
         "leftover",
     )
 
-    def __init__(self, limits: HeadLimits, *, peer: str, local: str = "", scheme: str = "http") -> None:
+    def __init__(
+        self, limits: HeadLimits, *, peer: str, local: str = "", scheme: str = "http", subject: str = ""
+    ) -> None:
         self._limits = limits
-        self._peer, self._local, self._scheme = peer, local, scheme
+        self._peer, self._local, self._scheme, self._subject = peer, local, scheme, subject
         self._parser = httptools.HttpRequestParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         self._held = bytearray()  # the line under way
@@ -171,6 +174,7 @@ class HeadReader:
             scheme=self._scheme,
             wants_websocket=wants_websocket,
             body_bytes=body_bytes,
+            client_subject=self._subject,
         )
 
 

@@ -1,4 +1,4 @@
-"""The one request that every wire (HTTP/1 now, HTTP/2 later) yields."""
+"""The one request that every wire yields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Request:
     host     the authority: the Host field, or that of an absolute-form target
     peer     where it comes from: `127.0.0.1:4711`, `[::1]:4711` or `unix:`
     local    where it came to, written likewise; empty where nobody knows
-    body_bytes  how long its body is: 0, there is none; None: it is chunked, and nobody knows yet
+    body_bytes  how long its body is: 0, there is none; None: nobody knows yet
+    version  `HTTP/1.1` or `HTTP/2`; what gateways see is the same: an extended CONNECT (RFC 8441) has become a GET with
+             the fields of a handshake
+    client_subject  of the certificate by which the client is known, as RFC 4514 writes it; empty without one
     """
 
     method: str
@@ -34,6 +37,8 @@ class Request:
     scheme: str = "http"
     wants_websocket: bool = False
     body_bytes: int | None = 0
+    version: str = "HTTP/1.1"
+    client_subject: str = ""
 
     def all(self, name: str) -> list[str]:
         """Every value of a field, in order; `name` in lower case."""

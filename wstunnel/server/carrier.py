@@ -80,7 +80,8 @@ class _Carrier:
         )
         self._service = Service(settings, orders.places, self._board, orders.row, self._forker)
         self._listeners = [
-            Listener(socket.socket(fileno=each.fd), each.address, is_shared=each.is_shared) for each in orders.listeners
+            Listener(socket.socket(fileno=each.fd), each.address, is_shared=each.is_shared, front=settings)
+            for each in orders.listeners
         ]
         self._worker = Worker(
             self._listeners,

@@ -12,7 +12,7 @@ from wstunnel._relay import Policy
 from wstunnel.errors import BackendError, PeerError, safe
 from wstunnel.gateways.claim import Connected, Gateway, HttpGateway, Upgraded
 from wstunnel.limits import Limits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.proto import handshake
 from wstunnel.proto.handshake import Answer
 from wstunnel.proto.origin import OriginPolicy

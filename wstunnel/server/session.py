@@ -13,7 +13,7 @@ from wstunnel._hub import Hub, PlainTransport
 from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
-from wstunnel.net.h1 import Taken
+from wstunnel.net.exchange import Taken
 from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
 from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged

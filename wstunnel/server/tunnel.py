@@ -60,7 +60,9 @@ class Tunnel:
         max_connections = connection_budget(settings)
         try:
             for address in settings.listen:
-                self._listeners.append(open_listener(address, backlog=limits.accept.listen_backlog))
+                listener = open_listener(address, backlog=limits.accept.listen_backlog)
+                listener.front = settings
+                self._listeners.append(listener)
             self._board = Board(limits.master, is_shared=False)
             service: Service | None = None
 

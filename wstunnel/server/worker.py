@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
-from http import HTTPStatus
 from math import ceil
 from typing import Any
 
@@ -15,11 +14,11 @@ from wstunnel._hub import Hub, PlainTransport
 from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
 from wstunnel.net.accept import Acceptor
-from wstunnel.net.h1 import Exchange, H1Connection
+from wstunnel.net.exchange import Exchange
+from wstunnel.net.h1 import H1Connection
 from wstunnel.net.listen import Listener
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.close import CloseCode
-from wstunnel.proto.http1 import encode_head
 from wstunnel.server.routes import HttpRoute, OpenPipe, OpenTunnel, Router, TunnelRoute
 from wstunnel.server.session import Session
 from wstunnel.settings import Io
@@ -148,14 +147,14 @@ class Worker:
         self._wheel.stop()
         self._hub.close()
 
-    def _admit(self, fd: int, peer: str, local: str) -> None:
+    def _admit(self, fd: int, peer: str, local: str, listener: Listener) -> None:
         """The accepted descriptor becomes a connection that reads requests."""
         connection = H1Connection(
             loop=self._loop,
             on_request=self._router.serve,
             peer=peer,
             local=local,
-            scheme="http",
+            scheme="https" if listener.front.tls_cert else "http",
             limits=self._limits.head,
             body_limits=self._limits.gateway,
             wheel=self._wheel,
@@ -200,7 +199,7 @@ class Worker:
         """The handshake passed and the backend is connected: answer 101 and join the two."""
         exchange = opening.exchange
         try:
-            taken = await exchange.take_over(opening.answer.head)
+            taken = await exchange.take_over(opening.answer)
         except BaseException:
             opening.connected.close()
             raise
@@ -212,7 +211,7 @@ class Worker:
         """The backend has agreed to the handshake: pass its answer on and join the two."""
         exchange, upgraded = opening.exchange, opening.upgraded
         try:
-            taken = await exchange.take_over(encode_head(HTTPStatus.SWITCHING_PROTOCOLS, upgraded.headers))
+            taken = await exchange.take_over(upgraded)
         except BaseException:
             upgraded.close()
             raise

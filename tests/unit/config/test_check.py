@@ -189,6 +189,9 @@ listen = ["127.0.0.1:8081"]
 workers = 1
 io = "auto"
 # control: in the runtime folder, named after the first listener
+tls-client-verify = "required"
+h2c = false
+max-streams = 128
 drain-timeout = 10
 reload-timeout = 0
 kill-timeout = 5

@@ -20,7 +20,7 @@ from wstunnel.errors import BackendError, PeerError
 from wstunnel.gateways.claim import Upgraded
 from wstunnel.gateways.proxy import ProxyGateway
 from wstunnel.limits import GatewayLimits, Limits, MasterLimits
-from wstunnel.net.h1 import Exchange
+from wstunnel.net.exchange import Exchange
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.handshake import accept_hash
 from wstunnel.proto.request import Request

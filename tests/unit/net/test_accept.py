@@ -114,7 +114,7 @@ class Accepted(list[socket.socket]):
     def __init__(self) -> None:
         self.backlogs: dict[int, Backlog] = {}
 
-    def let_in(self, fd: int, _peer: str, _local: str) -> None:
+    def let_in(self, fd: int, _peer: str, _local: str, _listener: Listener) -> None:
         self.append(socket.socket(fileno=fd))
 
 
@@ -622,7 +622,7 @@ def one_accepted(address: Address, client_to: Callable[[Any], Any]) -> Iterator[
     """The descriptor and the names that the server gets of a client, and the client's own socket."""
     loop = Loop()
     listener = open_listener(address, backlog=16)
-    found: list[tuple[int, str, str]] = []
+    found: list[tuple[int, str, str, Listener]] = []
     acceptor = Acceptor(
         loop, [listener], max_connections=9, limits=LIMITS, on_connection=lambda *each: found.append(each)
     )
@@ -630,7 +630,8 @@ def one_accepted(address: Address, client_to: Callable[[Any], Any]) -> Iterator[
     with socket.socket(listener.socket.family) as client:
         client.connect(client_to(listener.address))
         loop.readable(listener.socket.fileno())
-        ((fd, peer, local),) = found
+        ((fd, peer, local, by),) = found
+        assert by is listener
         try:
             yield fd, peer, local, client
         finally:

@@ -10,7 +10,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import h11
@@ -19,9 +19,11 @@ import pytest
 from tests.conftest import Run
 from wstunnel.errors import PeerError
 from wstunnel.limits import GatewayLimits, HeadLimits
-from wstunnel.net.h1 import Exchange, H1Connection, Taken
+from wstunnel.net.exchange import Exchange, Taken
+from wstunnel.net.h1 import H1Connection
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.http1 import HeadReader, encode_head
+from wstunnel.proto.request import Headers
 
 LIMITS = HeadLimits(head_timeout_s=20.0, keep_alive_s=20.0, write_stall_s=20.0, linger_s=20.0)
 """Nothing times out unless a test says so."""
@@ -29,7 +31,18 @@ SHORT_S = 0.2
 SOON_S = 10.0
 """How long anything may take that should happen at once: generous, only ever waited for in a failure."""
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
-SWITCHING = encode_head(101, (("Upgrade", "websocket"), ("Connection", "Upgrade")))
+
+
+@dataclass
+class Agreed:
+    headers: Headers
+
+    @property
+    def head(self) -> bytes:
+        return encode_head(101, self.headers)
+
+
+SWITCHING = Agreed((("Upgrade", "websocket"), ("Connection", "Upgrade")))
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
 
 
@@ -1257,7 +1270,7 @@ def test_101_itself_waits_for_a_slow_client(run: Run):
     async def main() -> None:
         async def serve(exchange: Exchange) -> None:
             big = tuple((f"X-{n}", "x" * 60_000) for n in range(20))
-            taken = await exchange.take_over(encode_head(101, big))
+            taken = await exchange.take_over(Agreed(big))
             assert taken.transport.get_write_buffer_size() == 0
             echo.take(taken)
 
@@ -1286,7 +1299,7 @@ def test_client_that_leaves_while_the_101_waits_cancels(run: Run, leaves):
         async def serve(exchange: Exchange) -> None:
             nonlocal cancelled
             try:
-                await exchange.take_over(encode_head(101, tuple((f"X-{n}", "x" * 60_000) for n in range(20))))
+                await exchange.take_over(Agreed(tuple((f"X-{n}", "x" * 60_000) for n in range(20))))
             except asyncio.CancelledError:
                 cancelled = True
                 raise

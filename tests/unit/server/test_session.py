@@ -15,7 +15,7 @@ from tests.wire.sockets import Wire, eventually, turns
 from wstunnel._hub import Hub
 from wstunnel._relay import Policy
 from wstunnel.limits import Limits
-from wstunnel.net.h1 import Taken
+from wstunnel.net.exchange import Taken
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.request import Request
 from wstunnel.server.session import Session

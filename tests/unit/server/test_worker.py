@@ -331,7 +331,7 @@ def test_a_connection_that_was_just_accepted_when_the_drain_began_does_not_hold_
             near.setblocking(False)
             draining = asyncio.ensure_future(stand.drain())
             stand.worker._acceptor.open_connections += 1
-            stand.worker._admit(near.detach(), "unix:", "unix:")
+            stand.worker._admit(near.detach(), "unix:", "unix:", stand.listener)
             with far:
                 late = Wire(far)
                 await late.send(b"GET / HTTP/1.1\r\n")
@@ -406,7 +406,7 @@ def test_an_abort_while_a_connection_is_being_let_in_leaves_nothing(run: Run, tu
             near, far = socket.socketpair()
             near.setblocking(False)
             stand.worker._acceptor.open_connections += 1
-            stand.worker._admit(near.detach(), "unix:", "unix:")
+            stand.worker._admit(near.detach(), "unix:", "unix:", stand.listener)
             await turns(turn)
 
             stand.worker.abort()
@@ -442,7 +442,7 @@ def test_a_connection_that_the_loop_cannot_take_is_closed_logged_and_gives_its_p
         async with Stand(max_connections=1, io="protocol") as stand:
             near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # both loops want a stream
             stand.worker._acceptor.open_connections += 1
-            stand.worker._admit(near.detach(), "unix:", "unix:")
+            stand.worker._admit(near.detach(), "unix:", "unix:", stand.listener)
             far.setblocking(False)
             await eventually(lambda: _is_hung_up(far), "the socket closed")
             far.close()
@@ -459,7 +459,7 @@ def test_a_connection_that_the_hub_cannot_watch_is_closed_logged_and_gives_its_p
         async with Stand(max_connections=1) as stand:
             fd = os.open(os.devnull, os.O_RDONLY)  # epoll refuses what is no socket
             stand.worker._acceptor.open_connections += 1
-            stand.worker._admit(fd, "unix:", "unix:")
+            stand.worker._admit(fd, "unix:", "unix:", stand.listener)
             assert fd not in open_descriptors()
 
             await stand.client()
