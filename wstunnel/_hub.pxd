@@ -36,12 +36,16 @@ cdef class Hub:
     cdef readonly object view           # memoryview of the read buffer behind the headroom
     cdef bytearray store                # owns the bytes that `base` points into; never resized
     cdef uint8_t* base                  # first byte behind the headroom
+    cdef bytearray inbox_store          # likewise, of `inbox`
+    cdef uint8_t* inbox                 # read_bytes long: what is cut into frames here while others read
     cdef size_t read_bytes              # size of one read, and the most that a leg is left with
     cdef size_t bulk_bytes              # of one read while its receiver has room
     cdef size_t turn_bytes              # of a transport
     cdef double look_s
     cdef int epoll_fd                   # -1: closed
     cdef list seats                     # by descriptor: its Stream, or None
+    cdef list corked                    # streams that have gathered something to send
+    cdef bint is_awake                  # in `wake`, at whose end they send it
     cdef uint32_t seatings              # how many there were: tells a stream from its predecessor on a descriptor
     cdef int64_t[::1] counters          # owns the words that `count` points to
     cdef int64_t* count                 # COUNTERS words, indexed by the enum above
@@ -52,6 +56,7 @@ cdef class Hub:
     cdef int arm(self, Stream stream) except -1
     cdef int tell(self, Stream stream, uint32_t events) except -1
     cdef int report(self, Stream stream, error) except -1
+    cdef int cork(self, Stream stream) except -1
 
 
 cdef class Stream:
@@ -70,7 +75,10 @@ cdef class Stream:
     cdef int ready(self, uint32_t events) except -1
     cdef int fail(self) except -1
     cdef int want(self, uint32_t events) except -1
+    cdef int uncork(self) except -1
+    cdef ssize_t fetch(self, void* p, size_t n) except? -1
     cdef int put(self, const uint8_t* p, size_t n) except -1
+    cdef int keep(self, const uint8_t* p, size_t n) except -1
     cdef int pour(self) noexcept
     cdef size_t room(self) noexcept
     cdef int forget_queue(self) noexcept

@@ -84,11 +84,14 @@ cdef class Hub:
         self.store = bytearray(HEADROOM + bulk_bytes)
         self.view = memoryview(self.store)[HEADROOM:HEADROOM + read_bytes]
         self.base = <uint8_t*>PyByteArray_AS_STRING(self.store) + HEADROOM
+        self.inbox_store = bytearray(read_bytes)
+        self.inbox = <uint8_t*>PyByteArray_AS_STRING(self.inbox_store)
         self.read_bytes = read_bytes
         self.bulk_bytes = bulk_bytes
         self.turn_bytes = turn_bytes
         self.look_s = look_s
         self.seats = []
+        self.corked = []
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
             PyErr_SetFromErrno(OSError)
@@ -114,6 +117,7 @@ cdef class Hub:
         cdef int i, fd
         cdef int n = epoll_wait(self.epoll_fd, events, READY_PER_WAKE, 0)
         cdef Stream stream
+        self.is_awake = True
         for i in range(n):
             fd = <int>(events[i].data.u64 & FD_MASK)
             if <object>PyList_GET_ITEM(self.seats, fd) is None:
@@ -121,6 +125,26 @@ cdef class Hub:
             stream = <Stream>PyList_GET_ITEM(self.seats, fd)
             if stream.seating == <uint32_t>(events[i].data.u64 >> SEATING_SHIFT):
                 self.tell(stream, events[i].events)
+        self.is_awake = False
+        if self.corked:
+            self.uncork()
+
+    cdef int cork(self, Stream stream) except -1:
+        """Have `stream.uncork` called once all that are ready were served, or when the loop has its next turn."""
+        self.corked.append(stream)
+        if not self.is_awake and len(self.corked) == 1:
+            self.loop.call_soon(self.uncork)
+        return 0
+
+    def uncork(self):
+        """Called by the loop when something was gathered outside of `wake`."""
+        cdef Stream stream
+        corked, self.corked = self.corked, []
+        for stream in corked:
+            try:
+                stream.uncork()
+            except Exception as error:
+                self.report(stream, error)
 
     cdef int tell(self, Stream stream, uint32_t events) except -1:  # hot
         events &= stream.wanted | GONE
@@ -215,6 +239,14 @@ cdef class Stream:
         """End it: `ready` has raised."""
         raise NotImplementedError
 
+    cdef int uncork(self) except -1:
+        """Send what was gathered."""
+        raise NotImplementedError
+
+    cdef ssize_t fetch(self, void* p, size_t n) except? -1:
+        """Read as recv(2) does, without waiting: at most n bytes, 0 at the end, -1 with an errno."""
+        return recv(self.fd, p, n, MSG_DONTWAIT)
+
     cdef int want(self, uint32_t events) except -1:
         """Have `ready` called for these events from now on, EPOLLIN and EPOLLOUT being levels."""
         self.wanted = events
@@ -225,7 +257,6 @@ cdef class Stream:
     cdef int put(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's, and not kept
         """Send n bytes behind those that wait, or keep what the socket does not take; an errno, or 0."""
         cdef ssize_t r
-        cdef uint8_t* grown
         cdef int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if self.is_end_next else 0)
         if self.queue_bytes == 0:
             r = send(self.fd, p, n, flags)
@@ -239,7 +270,12 @@ cdef class Stream:
                 return 0
             p += r
             n -= r
-        grown = <uint8_t*>malloc(self.queue_bytes + n)
+        self.keep(p, n)
+        return 0
+
+    cdef int keep(self, const uint8_t* p, size_t n) except -1:
+        """Queue n bytes behind those that wait."""
+        cdef uint8_t* grown = <uint8_t*>malloc(self.queue_bytes + n)
         if grown is NULL:
             raise MemoryError()
         if self.queue_bytes:

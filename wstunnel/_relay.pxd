@@ -77,9 +77,13 @@ cdef class Leg(Stream):
     cdef int count_turn(self, size_t n) except -1
     cdef bint has_moved(self) noexcept
     cdef bint is_flushed(self) noexcept
-    cdef size_t unread(self) noexcept
+    cdef size_t unread(self) except? 0
     cdef int hand_over(self) noexcept
     cdef int discard(self) noexcept
+
+
+cdef class _ClientLeg(Leg):
+    """The leg that speaks WebSocket."""
 
 
 cdef class Relay:

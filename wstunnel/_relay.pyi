@@ -39,7 +39,10 @@ class Policy:
         fin_propagate: bool = True,
     ) -> None: ...
 
-class ClientLeg(BufferedProtocol):
+@disjoint_base
+class _ClientLeg: ...
+
+class ClientLeg(_ClientLeg, BufferedProtocol):
     def __init__(self, hub: Hub, fd: int) -> None: ...
     def own(self) -> None: ...
 
@@ -64,13 +67,13 @@ class Relay:
         self,
         hub: Hub,
         policy: Policy,
-        client: ClientLeg,
+        client: _ClientLeg,
         backend: BackendLeg,
         session: _Session,
         is_binary: bool = False,
         is_pipe: bool = False,
     ) -> None: ...
-    def open(self, transport: asyncio.Transport | PlainTransport) -> None: ...
+    def open(self, transport: asyncio.Transport | PlainTransport | _ClientLeg) -> None: ...
     def adopt(self, transport: PlainTransport) -> None: ...
     def join(
         self, leftover: bytearray, is_at_eof: bool, said: bytearray = ..., is_backend_at_eof: bool = False

@@ -423,7 +423,7 @@ cdef class Leg(Stream):
         """Has the peer's kernel everything? As of the last `has_moved`."""
         return self.queue_bytes == 0 and self.seen_unacked == 0
 
-    cdef size_t unread(self) noexcept:
+    cdef size_t unread(self) except? 0:
         """Bytes that the kernel holds for us."""
         cdef int arrived = 0
         if self.fd >= 0:
@@ -501,6 +501,9 @@ cdef class Relay:
         """
         if isinstance(transport, PlainTransport):
             self.inherit(self.client, transport, "client")
+        elif transport is self.client:
+            if self.client.is_write_dead:
+                raise ConnectionResetError("the client is gone")
         else:
             self.client.transport = transport
             transport.set_protocol(self.client)

@@ -85,6 +85,19 @@ class H2Limits:
     """What a client may send on one stream before its backend has taken anything: one read and a bit."""
     frame_bytes: int = 16 * 1024
     """The largest frame that is taken, and that is sent (RFC 9113 §4.2)."""
+    max_header_list_bytes: int = 32 * 1024
+    """A request's fields without compression, 32 bytes more for each (RFC 9113 §6.5.2)."""
+    table_bytes: int = 4096
+    """What HPACK may remember of our own answers, whatever the client allows."""
+    turn_frames: int = 8
+    """Requests and other control frames that a connection has served before others have their turn."""
+    odd_events: float = 200.0
+    """The budget of a connection for what costs us and says nothing: a PING is 1, a stream opened and reset 2, SETTINGS
+    are 10. DATA with a payload adds 2, in either direction."""
+    odd_events_per_s: float = 20.0
+    """What time adds to it."""
+    goaway_s: float = 1.0
+    """A client that is asked to leave may have streams on their way to us for so long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

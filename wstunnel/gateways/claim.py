@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import Protocol, cast
 
-from wstunnel._hub import Hub
+from wstunnel._hub import Hub, PlainTransport
 from wstunnel.net.exchange import Exchange, Taken
 from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.request import Headers, Request
@@ -73,7 +73,7 @@ class Upgraded:
 
     def close(self) -> None:
         """Give the backend back instead."""
-        self.backend.transport.abort()
+        cast(PlainTransport, self.backend.transport).abort()
         self.lease.release()
 
 

@@ -108,6 +108,13 @@ class Acceptor:
                 turns.pause.cancel()
                 turns.pause = None
 
+    def take_place(self) -> bool:
+        """Take a place for what is as good as a connection, if there is one; `release` gives it back."""
+        if self.open_connections >= self._max_connections:
+            return False
+        self.open_connections += 1
+        return True
+
     def release(self) -> None:
         """A connection is gone: its place is free."""
         self.open_connections -= 1

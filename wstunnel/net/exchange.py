@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from wstunnel._h2 import H2Leg
 from wstunnel._hub import PlainTransport
 from wstunnel.proto.request import Headers, Request
 
@@ -18,9 +19,10 @@ class Taken:
 
     The taker calls `transport.set_protocol` before its next `await`, sets the write-buffer limits it wants (they
     are zero here), and then `resume_reading`. The end of the connection is its to watch; `on_closed` is not called.
+    A stream of HTTP/2 is a leg already.
     """
 
-    transport: asyncio.Transport | PlainTransport
+    transport: asyncio.Transport | PlainTransport | H2Leg
     leftover: bytes
     """What the client sent behind its request: frames, one read at most."""
     is_at_eof: bool

@@ -35,6 +35,7 @@ _TEXT = ("Content-Type", "text/plain")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _DATE = re.compile(rb"^date:", re.IGNORECASE | re.MULTILINE)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_H2_BEGINS = b"PRI * HTTP/2"
 _NEVER_S = float("inf")
 
 
@@ -150,6 +151,8 @@ class H1Connection(asyncio.BufferedProtocol):
             peer, local, scheme, subject   as in Request
             buffer      where reads land; shared by all connections of a loop, and left before each call returns.
                         Its length bounds one read
+            on_h2       gets this connection, its transport and what was read, where the client begins with HTTP/2's
+                        preface; nothing else is called then. None: that is a malformed request
             on_closed   gets this connection, once, when the transport is closed and no coroutine runs; not after a
                         take-over
     bound   one read of a body or of pipelined bytes while a request is served; `write_high_bytes` and one chunk of
@@ -177,22 +180,23 @@ class H1Connection(asyncio.BufferedProtocol):
         "_is_patient",
         "_is_write_paused",
         "_limits",
-        "_local",
         "_loop",
         "_on_closed",
+        "_on_h2",
         "_on_request",
-        "_peer",
         "_pending",
         "_reader",
         "_reading",
         "_scheme",
         "_state",
-        "_subject",
         "_task",
         "_transport",
         "_unsent_bytes",
         "_waiter",
         "_wheel",
+        "local",
+        "peer",
+        "subject",
     )
 
     _transport: asyncio.Transport | PlainTransport
@@ -212,9 +216,10 @@ class H1Connection(asyncio.BufferedProtocol):
         wheel: TimerWheel,
         buffer: memoryview,
         on_closed: Callable[[H1Connection], None],
+        on_h2: Callable[[H1Connection, PlainTransport, bytes], None] | None = None,
     ) -> None:
-        self._on_request, self._on_closed = on_request, on_closed
-        self._peer, self._local, self._scheme, self._subject = peer, local, scheme, subject
+        self._on_request, self._on_closed, self._on_h2 = on_request, on_closed, on_h2
+        self.peer, self.local, self._scheme, self.subject = peer, local, scheme, subject
         self._limits, self._body_limits, self._wheel, self._buffer = limits, body_limits, wheel, buffer
         self._loop = loop
         self._state = _NEW
@@ -421,10 +426,12 @@ class H1Connection(asyncio.BufferedProtocol):
     def _parse(self, data: bytes | memoryview, nbytes: int) -> None:
         """Read on in the head under way, and have its request served once it is whole."""
         was_idle, self._is_idle = self._is_idle, False
+        if self._on_h2 is not None and not self._is_http1(bytes(data[:nbytes])):
+            return
         request: Request | None
         reader, plain = self._reader, None
         if reader is None:
-            plain = read_plain_head(data, nbytes, self._limits, self._peer, self._local, self._scheme, self._subject)
+            plain = read_plain_head(data, nbytes, self._limits, self.peer, self.local, self._scheme, self.subject)
         if plain is not None:
             request, self._pending = plain
         else:
@@ -432,7 +439,7 @@ class H1Connection(asyncio.BufferedProtocol):
                 self._arm(self._limits.head_timeout_s)
             if reader is None:
                 reader = self._reader = HeadReader(
-                    self._limits, peer=self._peer, local=self._local, scheme=self._scheme, subject=self._subject
+                    self._limits, peer=self.peer, local=self.local, scheme=self._scheme, subject=self.subject
                 )
             try:
                 request = reader.feed(bytes(data[:nbytes]))
@@ -454,6 +461,24 @@ class H1Connection(asyncio.BufferedProtocol):
             self._serve_at_once()
         else:
             self._serve_in_task(self._on_request(self._exchange))
+
+    def _is_http1(self, data: bytes) -> bool:
+        """Is it not the other one, as far as the first bytes tell? If so, or if nobody knows yet, they are kept."""
+        said = self._pending + data
+        if not said.startswith(_H2_BEGINS[: len(said)]):
+            if self._pending:
+                self._pending = b""
+                self._on_h2 = None
+                self._parse(said, len(said))
+                return False
+            self._on_h2 = None
+            return True
+        self._pending = said
+        if len(said) >= len(_H2_BEGINS) and self._on_h2 is not None:
+            self._leave_wheel()
+            self._state = _TAKEN
+            self._on_h2(self, cast(PlainTransport, self._transport), said)
+        return False
 
     def _serve_at_once(self) -> None:
         """Serve without a task unless there is something to wait for. For upgrades, which are the last request of a
@@ -495,7 +520,7 @@ class H1Connection(asyncio.BufferedProtocol):
             foreseen = isinstance(error, TunnelError)
             _log.error(
                 "%s: %s %s failed: %s",
-                self._peer,
+                self.peer,
                 request.method,
                 safe(request.target),
                 error,
@@ -512,7 +537,7 @@ class H1Connection(asyncio.BufferedProtocol):
             self._transport.abort()
         else:
             if error is None:
-                _log.error("%s: no answer to %s", self._peer, safe(exchange.request.target))
+                _log.error("%s: no answer to %s", self.peer, safe(exchange.request.target))
             exchange.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed", close=True)
             self._next()
 
@@ -541,7 +566,7 @@ class H1Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, fault: PeerError) -> None:
         """Answer a head that never became a request, and end."""
-        _log.info("%s: %d: %s", self._peer, fault.status, fault)
+        _log.info("%s: %d: %s", self.peer, fault.status, fault)
         body = _refusal_body(str(fault))
         fields = (*fault.headers, _TEXT, ("Content-Length", str(len(body))), *_closing(True))
         self._transport.write(encode_head(fault.status, fields) + body)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from urllib.parse import unquote
 
 import httptools
 
 from wstunnel.errors import LimitError, PeerError, safe
 from wstunnel.limits import HeadLimits
 from wstunnel.proto.request import Headers, Request, tokens
+from wstunnel.proto.target import check_authority, decode_path
 
 __all__ = ["HeadReader", "encode_field", "encode_head"]
 
@@ -25,9 +25,7 @@ _CRLF = b"\r\n"
 _END = b"\r\n\r\n"
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) (HTTP/[0-9]\.[0-9])\r\n")
-_AUTHORITY = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%-]+)(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(r"(?:https?|wss?)://([^/?]*)(.*)", re.IGNORECASE)
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _FIELD_NAME = re.compile(_TOKEN)
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -150,7 +148,7 @@ class HeadReader:
         if len(hosts) != 1:
             raise PeerError(f"a request has one Host field, this one has {len(hosts)}")
         host = hosts[0]
-        _check_authority(host)
+        check_authority(host)
         body_bytes = _body_bytes(headers)
         wants_websocket = "websocket" in tokens(headers, "upgrade") and "upgrade" in tokens(headers, "connection")
         if wants_websocket and body_bytes != 0:
@@ -159,13 +157,13 @@ class HeadReader:
         rest = target
         if absolute := _ABSOLUTE.fullmatch(target):
             host, rest = absolute.groups()
-            _check_authority(host)
+            check_authority(host)
             headers = tuple((name, host if name == "host" else value) for name, value in headers)
         raw_path, _, query = rest.partition("?")
         return Request(
             method=method,
             target=target,
-            path=_decode_path(raw_path),
+            path=decode_path(raw_path),
             query=query,
             host=host,
             headers=headers,
@@ -225,11 +223,6 @@ def _split_start(line: bytes) -> tuple[str, str]:
     return method, target
 
 
-def _check_authority(authority: str) -> None:
-    if not _AUTHORITY.fullmatch(authority):
-        raise PeerError(f'"{safe(authority)}" is not a host with an optional port')
-
-
 def _body_bytes(headers: Headers) -> int | None:
     """As `Request.body_bytes`.
 
@@ -249,27 +242,3 @@ def _body_bytes(headers: Headers) -> int | None:
     if not _LENGTH.fullmatch(lengths[0]):
         raise PeerError(f'Content-Length "{safe(lengths[0])}" is no length')
     return int(lengths[0])
-
-
-def _decode_path(raw: str) -> str:
-    """Percent-decoded (bytes that are not UTF-8 become lone surrogates, as in file names), then without dot segments.
-
-    Decoding comes first: `%2e%2e` climbs and `%2F` separates, so no later reader sees another path than we do.
-    Runs of slashes count as one.
-
-    raises  PeerError(400) on a malformed escape or NUL
-    """
-    if _BAD_ESCAPE.search(raw):
-        raise PeerError(f'malformed percent-escape in "{safe(raw)}"')
-    decoded = unquote(raw, errors="surrogateescape")
-    if "\0" in decoded:
-        raise PeerError(f'NUL in "{safe(raw)}"')
-    kept: list[str] = []
-    segments = decoded.split("/")
-    for segment in segments:
-        if segment == "..":
-            del kept[-1:]
-        elif segment not in {"", "."}:
-            kept.append(segment)
-    is_folder = segments[-1] in {"", ".", ".."}
-    return "/" + "/".join(kept) + ("/" if kept and is_folder else "")

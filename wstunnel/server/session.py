@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
+from wstunnel._h2 import H2Leg
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel.gateways.claim import Claim
@@ -68,12 +69,12 @@ class Session:
     async def open(self, taken: Taken, backend_fd: int, policy: Policy, *, is_binary: bool) -> None:
         """Let bytes flow, the 101 being out. Both sockets are the relay's from here on."""
         transport = taken.transport
-        client = ClientLeg(self._hub, transport.get_extra_info("socket").fileno())
+        client = _client_leg(self._hub, transport)
         backend = BackendLeg(self._hub, backend_fd)
         self.relay = Relay(self._hub, policy, client, backend, self, is_binary)
         self._row[_OPENED] += 1
         self._row[_TUNNELS] += 1
-        sock = None if isinstance(transport, PlainTransport) else socket.socket(fileno=backend_fd)
+        sock = None if isinstance(transport, PlainTransport | H2Leg) else socket.socket(fileno=backend_fd)
         is_owned = False
         try:
             self.relay.open(transport)
@@ -93,7 +94,7 @@ class Session:
 
     def pipe(self, taken: Taken, backend: Taken, policy: Policy) -> None:
         """Let bytes through as they are, both 101s being out. Both connections are the relay's from here on."""
-        client = ClientLeg(self._hub, taken.transport.get_extra_info("socket").fileno())
+        client = _client_leg(self._hub, taken.transport)
         transport = cast(PlainTransport, backend.transport)
         self.relay = Relay(self._hub, policy, client, BackendLeg(self._hub, transport.fileno()), self, is_pipe=True)
         self._row[_OPENED] += 1
@@ -149,3 +150,8 @@ class Session:
                 limits=self._limits.log,
             )
         self._on_ended(self)
+
+
+def _client_leg(hub: Hub, transport: asyncio.Transport | PlainTransport | H2Leg) -> ClientLeg | H2Leg:
+    """Over a socket, or the stream that is one already."""
+    return transport if isinstance(transport, H2Leg) else ClientLeg(hub, transport.get_extra_info("socket").fileno())

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -16,6 +17,7 @@ from wstunnel.limits import Limits
 from wstunnel.net.accept import Acceptor
 from wstunnel.net.exchange import Exchange
 from wstunnel.net.h1 import H1Connection
+from wstunnel.net.h2 import H2Connection, H2Exchange
 from wstunnel.net.listen import Listener
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.close import CloseCode
@@ -27,6 +29,7 @@ from wstunnel.supervise.board import WorkerColumn
 __all__ = ["Worker"]
 
 _log = logging.getLogger("wstunnel")
+_Connection = H1Connection | H2Connection | H2Exchange
 _ACCEPTED, _CONNECTIONS = int(WorkerColumn.ACCEPTED), int(WorkerColumn.CONNECTIONS)  # for what counts every connection
 
 
@@ -75,7 +78,7 @@ class Worker:
             gateway.open(self._hub)
         self._router = Router(routes, limits=limits, tunnel=self._open_tunnel, pipe=self._open_pipe, row=row)
         self._admissions: set[asyncio.Task[Any]] = set()
-        self._connections: set[H1Connection] = set()
+        self._connections: set[_Connection] = set()
         self._sessions: set[Session] = set()
         self._is_over_hub = io != "protocol"
         self._is_quiet = False
@@ -160,6 +163,7 @@ class Worker:
             wheel=self._wheel,
             buffer=self._hub.view,
             on_closed=self._connection_closed,
+            on_h2=partial(self._go_on_by_h2, listener) if listener.front.h2c else None,
         )
         self._connections.add(connection)
         self._row[_ACCEPTED] += 1
@@ -171,6 +175,37 @@ class Worker:
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, sock))
         self._admissions.add(task)
         task.add_done_callback(lambda _: self._admitted(task, connection, sock, peer))
+
+    def _go_on_by_h2(self, listener: Listener, begun: H1Connection, transport: PlainTransport, said: bytes) -> None:
+        """A client speaks HTTP/2 in the clear: it has one connection, and that is another one."""
+        connection = self._h2(transport.fileno(), listener, begun.peer, begun.local, begun.subject)
+        self._connections.discard(begun)
+        self._connections.add(connection)
+        connection.start(transport, said)
+
+    def _h2(self, fd: int, listener: Listener, peer: str, local: str, subject: str) -> H2Connection:
+        return H2Connection(
+            self._hub,
+            fd,
+            on_request=self._router.serve,
+            admit=self._admit_stream,
+            on_closed=self._connection_closed,
+            peer=peer,
+            local=local,
+            scheme="https" if listener.front.tls_cert else "http",
+            subject=subject,
+            max_streams=listener.front.max_streams,
+            limits=self._limits,
+            wheel=self._wheel,
+        )
+
+    def _admit_stream(self, exchange: H2Exchange) -> bool:
+        """A stream takes a place as a connection does: it may need as many descriptors."""
+        if not self._acceptor.take_place():
+            return False
+        self._connections.add(exchange)
+        self._row[_CONNECTIONS] += 1
+        return True
 
     def _attach(self, connection: H1Connection, fd: int, peer: str) -> None:
         """Have the hub read the socket."""
@@ -190,7 +225,7 @@ class Worker:
             sock.close()
             self._connection_closed(connection)
 
-    def _connection_closed(self, connection: H1Connection) -> None:
+    def _connection_closed(self, connection: _Connection) -> None:
         if connection in self._connections:
             self._connections.discard(connection)
             self._release()
