@@ -30,7 +30,19 @@ setup(
                 extra_compile_args=["-std=c11", "-Wall", "-Wextra", "-Wno-unused-parameter", *_compile],
                 extra_link_args=_link,
             )
-            for name in ("_wheel", "_slots", "_sockets", "_speedups", "_heads", "_answers", "_hub", "_relay", "_h2")
+            for name in (
+                "_wheel",
+                "_slots",
+                "_sockets",
+                "_speedups",
+                "_heads",
+                "_answers",
+                "_tls",
+                "_hub",
+                "_handshake",
+                "_relay",
+                "_h2",
+            )
             if os.path.exists(f"wstunnel/{name}.pyx")
         ],
         compiler_directives={"warn.unused": True},

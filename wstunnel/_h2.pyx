@@ -19,9 +19,8 @@ source  RFC 9113 §4-§6, RFC 8441; robustness goal 19
 
 from collections import deque
 
-from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcmp, memcpy
@@ -31,10 +30,6 @@ import os
 
 from wstunnel._hub cimport EPOLLIN, EPOLLOUT, Hub, PlainTransport, Stream, ssize_t
 from wstunnel._relay cimport HOLD_START, _ClientLeg
-
-cdef extern from "<sys/socket.h>" nogil:
-    enum: SHUT_WR
-    int shutdown(int fd, int how)
 
 cdef extern from "<sys/ioctl.h>" nogil:
     enum: FIONREAD
@@ -129,24 +124,27 @@ cdef class H2Wire(Stream):
 
     # --- for the owner
 
-    def start(self, PlainTransport predecessor=None, bytes said not None=b""):
+    def start(self, Stream before=None, bytes said not None=b""):
         """Read from now on.
 
-        in      predecessor   who had the socket until now, and what it has read. raises ConnectionResetError when it
-                              is going
+        in      before  who had the socket until now, a PlainTransport or a Handshake, and what it has read
+        raises  ConnectionResetError when that is going
         """
-        if predecessor is None:
+        if before is None:
             self.hub.seat(self)
         else:
-            if predecessor.is_ending or predecessor.queue_bytes:
-                raise ConnectionResetError("the client is gone")
-            predecessor.protocol = None
-            self.hub.pass_on(predecessor, self)
-            predecessor.fd = -1
+            if isinstance(before, PlainTransport):
+                if (<PlainTransport>before).is_ending:
+                    raise ConnectionResetError("the client is gone")
+                (<PlainTransport>before).protocol = None
+            self.hub.pass_on(before, self)
+            before.fd = -1
         self.rearm()
         if said:
             self.rest = said
             self.go_on()
+        elif self.tls is not None and self.tls.has_rest:
+            self.read()
 
     def send(self, bytes data not None):
         """Send whole frames, behind those that wait."""
@@ -236,9 +234,12 @@ cdef class H2Wire(Stream):
             return self.parse(hub.inbox, <size_t>n)
         if n == 0:
             return self.end_input()
-        if errno != EAGAIN and errno != EINTR:
-            return self.lose(OSError(errno, os.strerror(errno)))
+        if n != -EAGAIN and n != -EINTR:
+            return self.lose(OSError(<int>-n, os.strerror(<int>-n)))
         return 0
+
+    cdef int queued(self) except -1:
+        return self.rearm()
 
     cdef int end_input(self) except -1:
         """The client says no more, on any stream; what it is owed is still sent."""
@@ -291,9 +292,9 @@ cdef class H2Wire(Stream):
 
     cdef int shut_socket(self) except -1:
         if not self.is_shut:
-            self.is_shut = True
-            shutdown(self.fd, SHUT_WR)
-            if self.is_at_eof:
+            self.shut_down()
+            self.is_shut = self.queue_bytes == 0
+            if self.is_shut and self.is_at_eof:
                 self.lose(None)
         return 0
 

@@ -3,6 +3,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
+from wstunnel._tls cimport Tls
 from wstunnel._wheel cimport TimerWheel
 
 
@@ -17,6 +18,7 @@ cdef extern from "<sys/types.h>":
 cdef enum:
     HEADROOM = 16               # in front of every read: SERVER_HEADER_MAX + 3 held bytes of a character, rounded up
     READY_PER_WAKE = 512        # sockets served per call of Hub.wake
+    OWED_MAX = 4096             # what OpenSSL may say of itself to a peer that takes nothing
 
 
 cdef enum:                      # what all tunnels of a worker add up, in the order of the shared counters
@@ -41,6 +43,8 @@ cdef class Hub:
     cdef size_t read_bytes              # size of one read, and the most that a leg is left with
     cdef size_t bulk_bytes              # of one read while its receiver has room
     cdef size_t turn_bytes              # of a transport
+    cdef bytearray sealed_store         # owns what `sealed` gives; None: nobody has asked yet
+    cdef size_t sealed_bytes            # its size
     cdef double look_s
     cdef int epoll_fd                   # -1: closed
     cdef list seats                     # by descriptor: its Stream, or None
@@ -50,6 +54,7 @@ cdef class Hub:
     cdef int64_t[::1] counters          # owns the words that `count` points to
     cdef int64_t* count                 # COUNTERS words, indexed by the enum above
 
+    cdef uint8_t* sealed(self) except NULL
     cdef int seat(self, Stream stream) except -1
     cdef int unseat(self, Stream stream) except -1
     cdef int pass_on(self, Stream stream, Stream heir) except -1
@@ -63,11 +68,12 @@ cdef class Stream:
     """A connected stream socket that the hub watches, and what a short write left unsent."""
 
     cdef Hub hub
+    cdef Tls tls                        # None: what is sent and received is what is put and fetched
     cdef int fd                         # -1 from the moment on that somebody else may close it
     cdef uint32_t seating               # which of `Hub.seatings` it is; 0: it has no seat
     cdef uint32_t wanted                # events that are to be told
     cdef uint32_t armed                 # events that the epoll set has; what is not wanted any more goes when it comes
-    cdef uint8_t* queue                 # malloc'd; queue_bytes long from queue_start
+    cdef uint8_t* queue                 # malloc'd; queue_bytes long from queue_start; ciphertext where there is TLS
     cdef size_t queue_start
     cdef size_t queue_bytes
     cdef bint is_end_next               # what is put is the last, and shut down behind at once: one packet for both
@@ -76,16 +82,23 @@ cdef class Stream:
     cdef int fail(self) except -1
     cdef int want(self, uint32_t events) except -1
     cdef int uncork(self) except -1
-    cdef ssize_t fetch(self, void* p, size_t n) except? -1
+    cdef int queued(self) except -1
+    cdef ssize_t fetch(self, uint8_t* p, size_t n) except? -1
+    cdef ssize_t fetch_sealed(self, uint8_t* p, size_t n) except? -1
+    cdef int pay(self) except -1
     cdef int put(self, const uint8_t* p, size_t n) except -1
+    cdef int put_sealed(self, const uint8_t* p, size_t n) except -1
+    cdef int post(self, const uint8_t* p, size_t n) except -1
     cdef int keep(self, const uint8_t* p, size_t n) except -1
+    cdef int part(self) except -1
+    cdef int shut_down(self) except -1
     cdef int pour(self) noexcept
     cdef size_t room(self) noexcept
     cdef int forget_queue(self) noexcept
 
 
 cdef class PlainTransport(Stream):
-    """An accepted socket without TLS, as much of an asyncio transport as net/h1.py needs."""
+    """A connected socket that the hub reads, as much of an asyncio transport as net/h1.py needs."""
 
     cdef object protocol                # None once the connection is lost or passed on
     cdef size_t high_bytes
@@ -102,4 +115,3 @@ cdef class PlainTransport(Stream):
     cdef int read(self) except -1
     cdef int pause_if_full(self) except -1
     cdef int lose(self, error) except -1
-    cdef int shut(self) noexcept

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from typing_extensions import Buffer, disjoint_base
 
+from wstunnel._handshake import Handshake
 from wstunnel._wheel import TimerWheel
 
 __all__ = ["Hub", "PlainTransport"]
@@ -40,7 +41,7 @@ class Hub:
 
 @disjoint_base
 class PlainTransport:
-    def __init__(self, hub: Hub, fd: int, protocol: _Connection) -> None: ...
+    def __init__(self, hub: Hub, fd: int, protocol: _Connection, before: Handshake | None = None) -> None: ...
     def get_extra_info(self, name: str, default: Any = None) -> Any: ...
     def read_at_once(self) -> None: ...
     def fileno(self) -> int: ...

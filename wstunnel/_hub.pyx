@@ -9,22 +9,28 @@ A descriptor number may be closed and given out again between the moment that th
 moment that we come to it. So events carry the seating that they were asked for, and a seat taken over since does not
 get those of its predecessor.
 
+Where a stream has a `Tls`, `fetch` and `put` mean plain bytes all the same, and its queue holds ciphertext.
+
 source  the hub against bare C and the loop's transports: docs/architecture.md
 """
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.list cimport PyList_GET_ITEM
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, EPROTO, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as close_fd
 
 import os
+from ssl import SSLError
+
+from wstunnel._tls cimport RECORD_MAX, RECORD_PLAIN_MAX, Tls
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOL_SOCKET, SO_MEMINFO
+    enum: MSG_DONTWAIT, MSG_MORE, MSG_NOSIGNAL, MSG_PEEK, SHUT_RD, SHUT_WR, SOL_SOCKET, SO_MEMINFO
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t recv(int fd, void* p, size_t n, int flags)
     int shutdown(int fd, int how)
@@ -66,7 +72,7 @@ cdef class Hub:
             counters    writable, 4 signed 64-bit words that all tunnels count in: bytes in, bytes out, messages in,
                         messages out; held for as long as the hub lives. None: nobody reads them
     raises  ValueError when the counters are not of that shape; BufferError when they cannot be written
-    bound   one buffer of bulk_bytes + headroom, one descriptor, whatever the number of sockets
+    bound   one buffer of bulk_bytes + headroom, with TLS another one, one descriptor, whatever the number of sockets
     """
 
     def __cinit__(self):
@@ -90,6 +96,7 @@ cdef class Hub:
         self.bulk_bytes = bulk_bytes
         self.turn_bytes = turn_bytes
         self.look_s = look_s
+        self.sealed_bytes = bulk_bytes + RECORD_MAX
         self.seats = []
         self.corked = []
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
@@ -167,6 +174,12 @@ cdef class Hub:
             self.loop.call_exception_handler({"message": "a connection could not be ended", "exception": second})
         return 0
 
+    cdef uint8_t* sealed(self) except NULL:
+        """Room for `sealed_bytes` of ciphertext, until the next call of anything that asks for it."""
+        if self.sealed_store is None:
+            self.sealed_store = bytearray(self.sealed_bytes)
+        return <uint8_t*>PyByteArray_AS_STRING(self.sealed_store)
+
     # --- seats
 
     cdef int seat(self, Stream stream) except -1:
@@ -192,7 +205,13 @@ cdef class Hub:
         return 0
 
     cdef int pass_on(self, Stream stream, Stream heir) except -1:
-        """Let `heir` have the stream's seat, and what is armed there, without a system call."""
+        """Let `heir` have the stream's seat, what is armed there, its TLS and its queue, without a system call."""
+        heir.tls = stream.tls
+        heir.queue = stream.queue
+        heir.queue_start = stream.queue_start
+        heir.queue_bytes = stream.queue_bytes
+        stream.queue = NULL
+        stream.queue_bytes = 0
         heir.seating = stream.seating
         heir.armed = stream.armed
         heir.wanted = 0
@@ -243,10 +262,6 @@ cdef class Stream:
         """Send what was gathered."""
         raise NotImplementedError
 
-    cdef ssize_t fetch(self, void* p, size_t n) except? -1:
-        """Read as recv(2) does, without waiting: at most n bytes, 0 at the end, -1 with an errno."""
-        return recv(self.fd, p, n, MSG_DONTWAIT)
-
     cdef int want(self, uint32_t events) except -1:
         """Have `ready` called for these events from now on, EPOLLIN and EPOLLOUT being levels."""
         self.wanted = events
@@ -254,8 +269,88 @@ cdef class Stream:
             return self.hub.arm(self)
         return 0
 
+    cdef int queued(self) except -1:
+        """Something waits in the queue that was not put: have it sent, and put no more than need be."""
+        raise NotImplementedError
+
+    cdef ssize_t fetch(self, uint8_t* p, size_t n) except? -1:  # hot
+        """Read up to n bytes; how many, 0 at the end, or a negative errno: -EAGAIN when there are none yet.
+
+        in      n   with TLS at least RECORD_MAX
+        With TLS, reading may also find something to send.
+        """
+        cdef ssize_t r
+        if self.tls is not None:
+            return self.fetch_sealed(p, n)
+        r = recv(self.fd, p, n, MSG_DONTWAIT)
+        return r if r >= 0 else -errno
+
+    cdef ssize_t fetch_sealed(self, uint8_t* p, size_t n) except? -1:  # hot
+        cdef Tls tls = self.tls
+        cdef size_t made = 0
+        cdef ssize_t r
+        cdef uint8_t* sealed
+        if tls.has_rest:
+            made = tls.rest(p, n)
+        if made == 0 and not (tls.is_ended or tls.is_failed):
+            sealed = self.hub.sealed()
+            r = recv(self.fd, sealed, min(n - tls.held, self.hub.sealed_bytes), MSG_DONTWAIT)
+            if r <= 0:
+                return r if r == 0 else -errno
+            made = tls.open(sealed, <size_t>r, p, n)
+        self.pay()
+        if tls.is_ended or tls.is_failed:
+            shutdown(self.fd, SHUT_RD)      # whoever is not told now is told by the epoll set
+            if made == 0:
+                return -EPROTO if tls.is_failed else 0
+        return <ssize_t>made if made else -EAGAIN
+
+    cdef int pay(self) except -1:  # hot
+        """Send what OpenSSL has to say of itself."""
+        cdef bytes owed = self.tls.owed()
+        cdef size_t waiting = self.queue_bytes
+        if owed is None or self.tls.is_shut:
+            return 0
+        self.tls.owed_bytes = PyBytes_GET_SIZE(owed) + (self.tls.owed_bytes if waiting else 0)
+        if self.tls.owed_bytes > OWED_MAX:
+            self.tls.is_failed = True
+            return 0
+        self.post(<const uint8_t*>PyBytes_AS_STRING(owed), PyBytes_GET_SIZE(owed))  # an error shows at the next read
+        if self.queue_bytes and not waiting:
+            self.queued()
+        return 0
+
     cdef int put(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's, and not kept
         """Send n bytes behind those that wait, or keep what the socket does not take; an errno, or 0."""
+        return self.post(p, n) if self.tls is None else self.put_sealed(p, n)
+
+    cdef int put_sealed(self, const uint8_t* p, size_t n) except -1:  # hot
+        cdef uint8_t* all = NULL
+        cdef size_t gathered = 0, piece
+        cdef int error
+        cdef bytes sealed
+        while True:
+            piece = min(n, <size_t>RECORD_PLAIN_MAX)
+            try:
+                sealed = self.tls.seal(p, piece)
+            except SSLError:
+                return EPROTO
+            p += piece
+            n -= piece
+            if n == 0 and gathered == 0:
+                return self.post(<const uint8_t*>PyBytes_AS_STRING(sealed), PyBytes_GET_SIZE(sealed))
+            if all is NULL:
+                all = self.hub.sealed()
+            memcpy(all + gathered, PyBytes_AS_STRING(sealed), PyBytes_GET_SIZE(sealed))
+            gathered += PyBytes_GET_SIZE(sealed)
+            if n == 0 or gathered + RECORD_MAX + OWED_MAX > self.hub.sealed_bytes:
+                error = self.post(all, gathered)
+                if error or n == 0:
+                    return error
+                gathered = 0
+
+    cdef int post(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's, and not kept
+        """`put`, of what goes over the wire."""
         cdef ssize_t r
         cdef int flags = MSG_DONTWAIT | MSG_NOSIGNAL | (MSG_MORE if self.is_end_next else 0)
         if self.queue_bytes == 0:
@@ -286,6 +381,22 @@ cdef class Stream:
         self.queue_start = 0
         self.queue_bytes += n
         return 0
+
+    cdef int part(self) except -1:
+        """Say close_notify, once; an errno, or 0. The queue is empty before, as a rule afterwards too."""
+        cdef bytes sealed
+        if self.tls is None or self.tls.is_shut:
+            return 0
+        self.is_end_next = True
+        sealed = self.tls.end()
+        return self.post(<const uint8_t*>PyBytes_AS_STRING(sealed), PyBytes_GET_SIZE(sealed))
+
+    cdef int shut_down(self) except -1:
+        """Say that no more comes, the queue being empty; an errno, or 0. If it is not empty then, call again."""
+        cdef int error = self.part()
+        if error or self.queue_bytes:
+            return error
+        return errno if shutdown(self.fd, SHUT_WR) < 0 else 0
 
     cdef int pour(self) noexcept:
         """Send from the queue what the socket takes now; an errno, or 0."""
@@ -318,22 +429,26 @@ cdef class Stream:
 
 
 cdef class PlainTransport(Stream):
-    """An accepted socket without TLS, as much of an asyncio transport as net/h1.py needs.
+    """A connected socket that the hub reads, with TLS or without, as much of an asyncio transport as net/h1.py needs.
 
     in      fd        connected and non-blocking; closed when the connection is lost, unless a leg has taken it over
             protocol  an asyncio.BufferedProtocol that reads from `hub.view`: its `get_buffer` is not asked.
                       `connection_made` is called at once
+            before    who had the descriptor's seat until now; its TLS goes on here. None: it had none
     raises  what `connection_made` does, or OSError; the descriptor is then still the caller's
     bound   the queue is as long as what the protocol writes after it was asked to pause
     """
 
-    def __init__(self, Hub hub not None, int fd, protocol):
+    def __init__(self, Hub hub not None, int fd, protocol, Stream before=None):
         self.hub = hub
         self.fd = fd
         self.protocol = protocol
         self.high_bytes = DEFAULT_HIGH_BYTES
         self.low_bytes = DEFAULT_HIGH_BYTES // 4
-        hub.seat(self)
+        if before is None:
+            hub.seat(self)
+        else:
+            hub.pass_on(before, self)
         try:
             protocol.connection_made(self)
             self.rearm()
@@ -347,7 +462,10 @@ cdef class PlainTransport(Stream):
 
     def read_at_once(self):
         """Read what has come already, without waiting to be told; the end of the connection is told as ever."""
-        cdef ssize_t n = recv(self.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
+        cdef ssize_t n
+        if self.is_paused or self.is_at_eof or self.is_ending:
+            return
+        n = self.fetch(self.hub.base, self.hub.read_bytes)
         if n > 0:
             try:
                 self.protocol.buffer_updated(n)
@@ -410,11 +528,15 @@ cdef class PlainTransport(Stream):
 
     def write_eof(self):
         """Shut down for writing, behind what waits. raises OSError when the connection is gone."""
+        cdef int error
         if self.is_ending or self.is_eof_wanted:
             return
         self.is_eof_wanted = True
-        if self.queue_bytes == 0 and self.shut() < 0:
-            PyErr_SetFromErrno(OSError)
+        if self.queue_bytes == 0:
+            error = self.shut_down()
+            if error:
+                raise OSError(error, os.strerror(error))
+            self.rearm()
 
     def close(self):
         """Send what waits, throw away what has come, and go: closing over unread input would reset the connection."""
@@ -425,6 +547,7 @@ cdef class PlainTransport(Stream):
         self.is_ending = True
         self.rearm()
         if self.queue_bytes == 0:
+            self.part()
             self.lose(None)
 
     def abort(self):
@@ -444,7 +567,7 @@ cdef class PlainTransport(Stream):
         return self.lose(None)
 
     cdef int read(self) except -1:
-        cdef ssize_t n = recv(self.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
+        cdef ssize_t n = self.fetch(self.hub.base, self.hub.read_bytes)
         if n > 0:
             self.protocol.buffer_updated(n)
         elif n == 0:
@@ -452,8 +575,8 @@ cdef class PlainTransport(Stream):
             self.rearm()
             if not self.protocol.eof_received():
                 self.close()
-        elif errno != EAGAIN and errno != EINTR:
-            self.lose(OSError(errno, os.strerror(errno)))
+        elif n != -EAGAIN and n != -EINTR:
+            self.lose(OSError(-n, os.strerror(-n)))
         return 0
 
     cdef int flush(self) except -1:
@@ -465,9 +588,10 @@ cdef class PlainTransport(Stream):
             self.protocol.resume_writing()
         if self.queue_bytes == 0 and not self.is_lost:
             if self.is_ending:
+                self.part()
                 return self.lose(None)
             if self.is_eof_wanted:
-                self.shut()
+                self.shut_down()
         return self.rearm()
 
     cdef int rearm(self) except -1:
@@ -478,16 +602,18 @@ cdef class PlainTransport(Stream):
             events = EPOLLOUT
         if not (self.is_paused or self.is_at_eof or self.is_ending):
             events |= EPOLLIN
+            if self.tls is not None and self.tls.has_rest:
+                self.hub.loop.call_soon(self.read_at_once)      # no event tells of it
         return self.want(events)
+
+    cdef int queued(self) except -1:
+        return self.rearm()
 
     cdef int pause_if_full(self) except -1:
         if self.queue_bytes > self.high_bytes and not self.is_write_paused:
             self.is_write_paused = True
             self.protocol.pause_writing()
         return 0
-
-    cdef int shut(self) noexcept:
-        return shutdown(self.fd, SHUT_WR)
 
     cdef int lose(self, error) except -1:
         """The connection is over: tell the protocol in a call of its own, once, and close."""

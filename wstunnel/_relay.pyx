@@ -54,10 +54,9 @@ from wstunnel._speedups cimport (
 )
 
 cdef extern from "<sys/socket.h>" nogil:
-    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR, SO_SNDBUF
+    enum: MSG_DONTWAIT, MSG_NOSIGNAL, SOL_SOCKET, SO_ERROR, SO_SNDBUF
     ssize_t send(int fd, const void* p, size_t n, int flags)
     ssize_t recv(int fd, void* p, size_t n, int flags)
-    int shutdown(int fd, int how)
     int getsockopt(int fd, int level, int name, void* value, unsigned* length)
     int setsockopt(int fd, int level, int name, const void* value, unsigned length)
 
@@ -157,7 +156,7 @@ cdef class Leg(Stream):
     cdef int read(self) except -1:  # hot
         """Read once; if something is left, the hub says so when the others had their turn."""
         cdef Hub hub = self.hub
-        cdef ssize_t n = recv(self.fd, hub.base, self.next_read() if self.stream else hub.read_bytes, MSG_DONTWAIT)
+        cdef ssize_t n = self.fetch(hub.base, self.next_read() if self.stream else hub.read_bytes)
         if n > 0:
             if <size_t>n >= hub.read_bytes:
                 self.stream = STREAM_READS
@@ -166,7 +165,7 @@ cdef class Leg(Stream):
             return self.take(<size_t>n)
         if n == 0:
             return self.read_end()
-        if errno != EAGAIN and errno != EINTR:
+        if n != -EAGAIN and n != -EINTR:
             return self.read_failed()
         return 0
 
@@ -309,9 +308,12 @@ cdef class Leg(Stream):
             return self.mark_write_dead(error)
         self.pushed += n
         if self.queue_bytes and not was_queued:
-            self.rearm()
-            self.relay.queue_filled(self)
+            self.queued()
         return 0
+
+    cdef int queued(self) except -1:
+        self.rearm()
+        return self.relay.queue_filled(self)
 
     cdef int flush(self) except -1:
         """Send from the queue what the socket takes now."""
@@ -332,8 +334,10 @@ cdef class Leg(Stream):
         self.is_shut_wanted = True
         if self.queue_bytes or self.is_shut or self.is_write_dead:
             return 0
+        self.shut_down()
+        if self.queue_bytes:
+            return self.rearm()     # close_notify waits, and `flush` comes back here
         self.is_shut = True
-        shutdown(self.fd, SHUT_WR)
         return 0
 
     cdef int mark_write_dead(self, int error) except -1:
@@ -360,6 +364,8 @@ cdef class Leg(Stream):
             return 0
         if self.queue_bytes:
             self.hand_over()
+        elif not self.is_write_dead:
+            self.part()
         if not self.is_read_ended:
             self.discard()
         self.mark_write_dead(0)
@@ -650,7 +656,7 @@ cdef class Relay:
         elif event == EVENT_ERROR:
             self.client_failed()
         elif self.leave_code:
-            self.leave_bytes -= min(n, self.leave_bytes)
+            self.leave_bytes = min(self.leave_bytes - min(n, self.leave_bytes), self.client.unread())
             self.leave_at_boundary()
         return 0
 
@@ -664,7 +670,7 @@ cdef class Relay:
         cdef size_t left = leg.unread()
         cdef ssize_t r
         while left and other.queue_bytes == 0:
-            r = recv(leg.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
+            r = leg.fetch(self.hub.base, self.hub.read_bytes)
             if r <= 0:
                 break
             left -= min(left, <size_t>r)

@@ -60,7 +60,9 @@ class HeadLimits:
     max_head_bytes: int = 16 * 1024
     max_fields: int = 100
     head_timeout_s: float = 10.0
-    """From accept (or the first byte of a later request) to the last byte of the head."""
+    """From accept (or the first byte of a later request) to the last byte of the head; a TLS handshake counts."""
+    max_handshake_bytes: int = 128 * 1024
+    """What a client may send before its TLS handshake is done; OpenSSL takes certificates of 100 KiB."""
     keep_alive_s: float = 30.0
     """An idle connection between two plain requests is closed after this time."""
     write_high_bytes: int = 64 * 1024

@@ -194,7 +194,7 @@ def test_request_holds_everything_that_the_head_says():
             peer="127.0.0.1:1",
             local="127.0.0.1:2",
             scheme="https",
-        client_subject="CN=a",
+            client_subject="CN=a",
             wants_websocket=False,
         ),
         FRAMES,

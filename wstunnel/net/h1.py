@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection on the event loop: requests in, one at a time; answers out; or handed over as a tunnel.
 
 What a request means is not known here: each becomes an `Exchange` for the coroutine that the server gave. Works on
-uvloop and on plain asyncio, for TCP and UNIX sockets; TLS differs only in that it cannot be half-closed.
+uvloop and on plain asyncio, for TCP and UNIX sockets, and with TLS where the hub reads the socket.
 The two classes are friends: an exchange is the face that its connection shows to one request.
 """
 
@@ -149,6 +149,7 @@ class H1Connection(asyncio.BufferedProtocol):
 
     in      on_request  serves one exchange; the next request is parsed when it returns
             peer, local, scheme, subject   as in Request
+            spent_s     of the time for the first head, since the accept
             buffer      where reads land; shared by all connections of a loop, and left before each call returns.
                         Its length bounds one read
             on_h2       gets this connection, its transport and what was read, where the client begins with HTTP/2's
@@ -172,6 +173,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "_buffer",
         "_due_s",
         "_exchange",
+        "_first_head_s",
         "_is_at_eof",
         "_is_continue_awaited",
         "_is_draining",
@@ -217,6 +219,7 @@ class H1Connection(asyncio.BufferedProtocol):
         buffer: memoryview,
         on_closed: Callable[[H1Connection], None],
         on_h2: Callable[[H1Connection, PlainTransport, bytes], None] | None = None,
+        spent_s: float = 0.0,
     ) -> None:
         self._on_request, self._on_closed, self._on_h2 = on_request, on_closed, on_h2
         self.peer, self.local, self._scheme, self.subject = peer, local, scheme, subject
@@ -236,6 +239,7 @@ class H1Connection(asyncio.BufferedProtocol):
         self._is_at_eof = False
         self._is_write_paused = False
         self._is_continue_awaited = False
+        self._first_head_s = limits.head_timeout_s - spent_s
         self._unsent_bytes = 0  # when last looked at
         self._due_s = self._asked_s = _NEVER_S  # the deadline, and when the wheel asks about it: no later
 
@@ -267,7 +271,7 @@ class H1Connection(asyncio.BufferedProtocol):
         if isinstance(transport, PlainTransport):
             transport.read_at_once()  # as a rule the head is there, and neither a timer nor a wait is needed for it
         if self._state is _READING:
-            self._arm(self._limits.head_timeout_s)
+            self._arm(self._first_head_s)
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
         return self._buffer

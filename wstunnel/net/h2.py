@@ -31,6 +31,7 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame
 
+from wstunnel._handshake import Handshake
 from wstunnel._h2 import H2Leg, H2Wire
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
@@ -398,6 +399,7 @@ class H2Connection:
     in      on_request  serves one exchange
             admit       asked for each stream: has the server a place for it?
             peer, local, scheme, subject   as in Request
+            spent_s     of the time for the first request, since the accept
             on_closed   gets each exchange that is over, unless it was taken over, and the connection when it is
     bound   `max_streams`, and for each what `Exchange` and `_h2.pyx` say
     source  RFC 9113; robustness goal 19
@@ -418,6 +420,7 @@ class H2Connection:
         local: str,
         scheme: str,
         subject: str,
+        spent_s: float = 0.0,
         max_streams: int,
         limits: Limits,
         wheel: TimerWheel,
@@ -425,7 +428,7 @@ class H2Connection:
         self.loop: asyncio.AbstractEventLoop = hub.loop
         self.limits = limits
         self._on_request, self._admit, self._on_closed = on_request, admit, on_closed
-        self._peer, self._local, self._scheme, self._subject = peer, local, scheme, subject
+        self.peer, self._local, self._scheme, self._subject = peer, local, scheme, subject
         self._max_streams = max_streams
         self._wheel = wheel
         self._exchanges: dict[int, H2Exchange] = {}
@@ -436,7 +439,7 @@ class H2Connection:
         self._is_finishing = False
         self._is_lost = False
         self._goaway: asyncio.TimerHandle | None = None
-        self._due_s = self.loop.time() + limits.head.head_timeout_s
+        self._due_s = self.loop.time() + limits.head.head_timeout_s - spent_s
         self.wire = H2Wire(
             hub,
             fd,
@@ -449,17 +452,17 @@ class H2Connection:
             credit_per_s=limits.h2.odd_events_per_s,
         )
 
-    def start(self, predecessor: PlainTransport | None = None, said: bytes = b"") -> None:
+    def start(self, before: PlainTransport | Handshake | None = None, said: bytes = b"") -> None:
         """Serve from now on.
 
-        in      predecessor, said   who had the socket until now, and what it has read
+        in      before, said   who had the socket until now, and what it has read
         raises  OSError when the client is gone
         """
         self.wire.send(_settings_frame(self.limits, self._max_streams))
         self._engine.increment_flow_control_window(_WINDOW_MAX - _FIRST_WINDOW)
         self._send()
         self._wheel.add(self, self._due_s)
-        self.wire.start(predecessor, said)
+        self.wire.start(before, said)
 
     # --- for the server
 
@@ -487,7 +490,7 @@ class H2Connection:
             events = self._engine.receive_data(whole)
         except ProtocolError as error:
             self._is_engine_over = True
-            _log.info("%s: HTTP/2: %s", self._peer, safe(str(error)))
+            _log.info("%s: HTTP/2: %s", self.peer, safe(str(error)))
             self._send()
             self._finish()
             return
@@ -511,7 +514,7 @@ class H2Connection:
 
     def fault(self, code: int, text: str) -> None:
         """The client broke a rule: it is told, and all of its streams end."""
-        _log.info("%s: HTTP/2: %s: %s", self._peer, ErrorCodes(code).name, text)
+        _log.info("%s: HTTP/2: %s: %s", self.peer, ErrorCodes(code).name, text)
         self._say_goaway(code, self._engine.highest_inbound_stream_id)
         self._is_engine_over = True
         self._finish()
@@ -608,7 +611,7 @@ class H2Connection:
             request = request_of(
                 fields,
                 limits=self.limits.head,
-                peer=self._peer,
+                peer=self.peer,
                 local=self._local,
                 scheme=self._scheme,
                 subject=self._subject,
@@ -616,7 +619,7 @@ class H2Connection:
                 key=base64.b64encode(os.urandom(_KEY_BYTES)).decode("ascii"),
             )
         except PeerError as error:
-            fault, request = error, _nobody(self._peer)
+            fault, request = error, _nobody(self.peer)
         exchange = H2Exchange(self, request, has_own_key=has_own_key(fields), is_whole=is_whole)
         exchange.leg = self.wire.open_stream(stream_id, exchange, request.wants_websocket)
         if is_whole:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wstunnel.errors import StartError
+from wstunnel.net.tls import ServerTls
 from wstunnel.settings import Address, Front, TcpAddress, UnixAddress
 from wstunnel.sockets import bind_tcp, bind_unix, join_tcp, resolve_tcp, unlink_if_ours
 
@@ -30,6 +31,8 @@ class Listener:
     """Other workers accept from the same socket."""
     front: Front = field(default_factory=Front)
     """How its clients are served."""
+    tls: ServerTls | None = None
+    """None: in the clear."""
 
     def close(self) -> None:
         """Stop listening; a UNIX path that is still ours is unlinked."""

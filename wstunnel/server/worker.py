@@ -11,6 +11,7 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+from wstunnel._handshake import Handshake
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
@@ -19,6 +20,7 @@ from wstunnel.net.exchange import Exchange
 from wstunnel.net.h1 import H1Connection
 from wstunnel.net.h2 import H2Connection, H2Exchange
 from wstunnel.net.listen import Listener
+from wstunnel.net.tls import ServerTls, subject_of
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.close import CloseCode
 from wstunnel.server.routes import HttpRoute, OpenPipe, OpenTunnel, Router, TunnelRoute
@@ -78,6 +80,7 @@ class Worker:
             gateway.open(self._hub)
         self._router = Router(routes, limits=limits, tunnel=self._open_tunnel, pipe=self._open_pipe, row=row)
         self._admissions: set[asyncio.Task[Any]] = set()
+        self._handshakes: set[Handshake] = set()
         self._connections: set[_Connection] = set()
         self._sessions: set[Session] = set()
         self._is_over_hub = io != "protocol"
@@ -95,6 +98,9 @@ class Worker:
         """Accept no more, and serve what there is to its end; `idle` tells when that is."""
         self._is_quiet = True
         self._acceptor.stop()
+        if self._leave_code is not None:
+            for handshake in list(self._handshakes):
+                handshake.abort()
         for connection in list(self._connections):
             connection.drain(is_patient=self._leave_code is None)
         self._note_idle()
@@ -137,6 +143,8 @@ class Worker:
         self._acceptor.stop()
         for task in list(self._admissions):
             task.cancel()
+        for handshake in list(self._handshakes):
+            handshake.abort()
         for connection in list(self._connections):
             connection.abort()
         for session in list(self._sessions):
@@ -152,22 +160,13 @@ class Worker:
 
     def _admit(self, fd: int, peer: str, local: str, listener: Listener) -> None:
         """The accepted descriptor becomes a connection that reads requests."""
-        connection = H1Connection(
-            loop=self._loop,
-            on_request=self._router.serve,
-            peer=peer,
-            local=local,
-            scheme="https" if listener.front.tls_cert else "http",
-            limits=self._limits.head,
-            body_limits=self._limits.gateway,
-            wheel=self._wheel,
-            buffer=self._hub.view,
-            on_closed=self._connection_closed,
-            on_h2=partial(self._go_on_by_h2, listener) if listener.front.h2c else None,
-        )
-        self._connections.add(connection)
         self._row[_ACCEPTED] += 1
         self._row[_CONNECTIONS] += 1
+        if listener.tls is not None:
+            self._shake_hands(fd, peer, local, listener, listener.tls)
+            return
+        on_h2 = partial(self._go_on_by_h2, listener) if listener.front.h2c else None
+        connection = self._connection(peer, local, on_h2=on_h2)
         if self._is_over_hub:
             self._attach(connection, fd, peer)
             return
@@ -181,9 +180,20 @@ class Worker:
         connection = self._h2(transport.fileno(), listener, begun.peer, begun.local, begun.subject)
         self._connections.discard(begun)
         self._connections.add(connection)
-        connection.start(transport, said)
+        self._start(connection, transport, said)
 
-    def _h2(self, fd: int, listener: Listener, peer: str, local: str, subject: str) -> H2Connection:
+    def _start(self, connection: H2Connection, before: PlainTransport | Handshake, said: bytes = b"") -> None:
+        if self._is_quiet:
+            connection.drain(is_patient=self._leave_code is None)
+        try:
+            connection.start(before, said)
+        except OSError as error:
+            _log.error("%s: cannot be served: %s", connection.peer, error)
+            connection.abort()
+
+    def _h2(
+        self, fd: int, listener: Listener, peer: str, local: str, subject: str, *, spent_s: float = 0.0
+    ) -> H2Connection:
         return H2Connection(
             self._hub,
             fd,
@@ -192,8 +202,9 @@ class Worker:
             on_closed=self._connection_closed,
             peer=peer,
             local=local,
-            scheme="https" if listener.front.tls_cert else "http",
+            scheme="http" if listener.tls is None else "https",
             subject=subject,
+            spent_s=spent_s,
             max_streams=listener.front.max_streams,
             limits=self._limits,
             wheel=self._wheel,
@@ -206,6 +217,81 @@ class Worker:
         self._connections.add(exchange)
         self._row[_CONNECTIONS] += 1
         return True
+
+    def _shake_hands(self, fd: int, peer: str, local: str, listener: Listener, tls: ServerTls) -> None:
+        """Have TLS agreed on first."""
+        limits = self._limits.head
+
+        def ended(handshake: Handshake, fault: str | None) -> None:
+            self._handshakes.discard(handshake)
+            if fault is None:
+                self._secured(handshake, peer, local, listener)
+                return
+            if fault:
+                _log.info("%s: TLS handshake failed: %s", peer, fault)
+            self._release()
+
+        try:
+            handshake = Handshake(
+                self._hub,
+                fd,
+                tls.context,
+                on_end=ended,
+                within_s=limits.head_timeout_s,
+                max_bytes=limits.max_handshake_bytes,
+            )
+        except OSError as error:
+            _log.error("%s: cannot be served: %s", peer, error)
+            os.close(fd)
+            self._release()
+        else:
+            self._handshakes.add(handshake)
+
+    def _secured(self, handshake: Handshake, peer: str, local: str, listener: Listener) -> None:
+        """TLS is agreed on, and so is what is spoken over it."""
+        spent_s = self._limits.head.head_timeout_s - handshake.left_s
+        subject = subject_of(handshake.certificate)
+        if handshake.protocol == "h2":
+            over = self._h2(handshake.fileno(), listener, peer, local, subject, spent_s=spent_s)
+            self._connections.add(over)
+            self._start(over, handshake)
+            return
+        connection = self._connection(peer, local, scheme="https", subject=subject, spent_s=spent_s)
+        if self._is_quiet:
+            connection.drain(is_patient=self._leave_code is None)
+        try:
+            handshake.attach(connection)
+        except OSError as error:
+            _log.error("%s: cannot be served: %s", peer, error)
+            self._connection_closed(connection)
+
+    def _connection(
+        self,
+        peer: str,
+        local: str,
+        *,
+        scheme: str = "http",
+        subject: str = "",
+        spent_s: float = 0.0,
+        on_h2: Callable[[H1Connection, PlainTransport, bytes], None] | None = None,
+    ) -> H1Connection:
+        connection = H1Connection(
+            loop=self._loop,
+            on_request=self._router.serve,
+            peer=peer,
+            local=local,
+            scheme=scheme,
+            subject=subject,
+            limits=self._limits.head,
+            body_limits=self._limits.gateway,
+            wheel=self._wheel,
+            buffer=self._hub.view,
+            on_closed=self._connection_closed,
+            on_h2=on_h2,
+            spent_s=spent_s,
+        )
+        self._connections.add(connection)
+        return connection
 
     def _attach(self, connection: H1Connection, fd: int, peer: str) -> None:
         """Have the hub read the socket."""
@@ -279,5 +365,5 @@ class Worker:
         self._note_idle()
 
     def _note_idle(self) -> None:
-        if self._is_quiet and not self._sessions and not self._connections:
+        if self._is_quiet and not (self._sessions or self._connections or self._handshakes):
             self._is_idle.set()

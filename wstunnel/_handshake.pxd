@@ -1,0 +1,18 @@
+# cython: language_level=3
+"""Layout of TLS handshakes under way."""
+
+from wstunnel._hub cimport Stream
+
+
+cdef class Handshake(Stream):
+    """An accepted socket whose TLS handshake is under way."""
+
+    cdef object on_end                  # None: it has been called
+    cdef double due_s
+    cdef double within_s
+    cdef size_t max_bytes
+    cdef size_t left_bytes              # of max_bytes
+
+    cdef int read(self) except -1
+    cdef int owe(self) except -1
+    cdef int over(self, str why) except -1
