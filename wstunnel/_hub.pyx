@@ -545,10 +545,12 @@ cdef class PlainTransport(Stream):
         if not self.is_at_eof:
             recv(self.fd, self.hub.base, self.hub.read_bytes, MSG_DONTWAIT)
         self.is_ending = True
-        self.rearm()
         if self.queue_bytes == 0:
             self.part()
+        if self.queue_bytes == 0:
             self.lose(None)
+        else:
+            self.rearm()
 
     def abort(self):
         """Go now; what waits is dropped."""
@@ -589,7 +591,7 @@ cdef class PlainTransport(Stream):
         if self.queue_bytes == 0 and not self.is_lost:
             if self.is_ending:
                 self.part()
-                return self.lose(None)
+                return self.rearm() if self.queue_bytes else self.lose(None)
             if self.is_eof_wanted:
                 self.shut_down()
         return self.rearm()

@@ -16,7 +16,7 @@ source  RFC 6455 §5.4-§7; uvloop's traps: docs/architecture.md
 from asyncio import BufferedProtocol
 
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy

@@ -29,7 +29,6 @@ _SHORT = {
 }  # RFC 4514 §3
 _SPECIAL = frozenset('",+;<>\\')
 _REASONS = {
-    "BAD_DECRYPT": "is encrypted, and there is nobody to ask for the passphrase; decrypt it (openssl pkey)",
     "EE_KEY_TOO_SMALL": "is too small for this machine's OpenSSL; make a new one",
     "KEY_VALUES_MISMATCH": "does not belong to the certificate",
 }
@@ -139,12 +138,16 @@ def _context(chain: bytes, key: bytes, called: tuple[str, str]) -> ssl.SSLContex
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     certificate_name, key_name = called
+
+    def passphrase() -> bytes:
+        raise ConfigError((f"{key_name}: has a passphrase, and nobody to ask for it; store it without (openssl pkey)",))
+
     try:
         with _file(chain) as certificate_path:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(certificate_path)
             with _file(key) as key_path:
                 try:
-                    context.load_cert_chain(certificate_path, key_path, password=lambda: b"")
+                    context.load_cert_chain(certificate_path, key_path, password=passphrase)
                 except ssl.SSLError as error:
                     why = _REASONS.get(error.reason or "", f"is no private key in PEM ({_said(error)})")
                     who = certificate_name if error.reason == "EE_KEY_TOO_SMALL" else key_name

@@ -14,11 +14,13 @@ import pytest
 from tests.conftest import Run, open_descriptors
 from tests.wire.clients import BINARY, Client, Refused, close_frame, frame
 from tests.wire.sockets import DEADLINE_S, Wire, eventually, turns
+from tests.wire.tls import TlsClient, TlsPeer, authority, client_context, credentials, issued
 from wstunnel.errors import BackendError
 from wstunnel.gateways.claim import Connected
 from wstunnel.gateways.static import StaticGateway
-from wstunnel.limits import FileLimits, Limits, RelayLimits
+from wstunnel.limits import FileLimits, HeadLimits, Limits, RelayLimits
 from wstunnel.net.listen import open_listener
+from wstunnel.net.tls import ServerTls
 from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
 from wstunnel.server.routes import HttpRoute, TunnelRoute
@@ -87,8 +89,10 @@ class Stand:
         root: str | None = None,
         limits: Limits | None = None,
         io: Io = "auto",
+        tls: ServerTls | None = None,
         **route: Any,
     ) -> None:
+        self._tls = tls
         self._io = io
         self._limits = limits or Limits()
         self.row = Board(self._limits.master, is_shared=False).worker(1)
@@ -98,6 +102,7 @@ class Stand:
     async def __aenter__(self) -> Stand:
         self._fds = _descriptors()
         self.listener = open_listener(TcpAddress("127.0.0.1", 0), backlog=64)
+        self.listener.tls = self._tls
         self.gateway = Gateway()
         routes: list[TunnelRoute | HttpRoute] = [TunnelRoute(self._route, self.gateway)]
         if self._root is not None:
@@ -553,5 +558,158 @@ def test_what_is_open_and_what_ever_was_stands_in_the_row(run: Run):
             other.close()
             await eventually(lambda: counted(*open_now) == [0, 0], "all gone")
             assert row[close_column(1000)] == 1
+
+    run(check())
+
+
+# --- TLS
+
+
+def test_a_tunnel_over_tls_carries_and_ends_as_any_other(run: Run):
+    async def check() -> None:
+        async with Stand(tls=ServerTls(credentials()), frame_type="binary") as stand:
+            client = await TlsClient.meet(stand.listener.address)
+            await client.upgrade("/", early=frame(BINARY, b"early"))
+            (backend,) = stand.gateway.backends
+            assert await backend.recv_exactly(5) == b"early"
+            for size in (1, 64, 20_000, 300_000):
+                data = os.urandom(size)
+                sending = asyncio.ensure_future(client.send(frame(BINARY, data)))
+                assert await backend.recv_exactly(size) == data
+                await sending
+                sending = asyncio.ensure_future(backend.send(data))
+                assert await client.payload(size) == data
+                await sending
+            assert stand.row[WorkerColumn.BYTES_IN] == 5 + 1 + 64 + 20_000 + 300_000
+            await client.send(frame(BINARY, b"last") + close_frame(1000))
+            assert await backend.recv_to_end() == b"last"
+            await backend.send(b"bye")
+            backend.close()
+            heard_last = await client.to_end()
+
+            assert (heard_last.data, heard_last.code, heard_last.reset) == (b"bye", 1000, False)
+            assert not client.peer.is_cut
+            client.close()
+
+    run(check())
+
+
+def test_a_client_whose_tls_ends_still_hears_what_its_backend_says(run: Run):
+    async def check() -> None:
+        async with Stand(tls=ServerTls(credentials())) as stand:
+            client = await TlsClient.meet(stand.listener.address)
+            await client.upgrade("/", early=frame(BINARY, b"all I say"))
+            client.half_close()
+            (backend,) = stand.gateway.backends
+            assert await backend.recv_to_end() == b"all I say"
+            await backend.send(b"answer")
+            backend.close()
+
+            assert (await client.to_end()).data == b"answer"
+            client.close()
+            await eventually(lambda: stand.row[close_column(1006)] == 1, "the end")
+
+    run(check())
+
+
+def test_requests_over_tls_know_the_scheme_and_the_clients_certificate(run: Run):
+    async def check() -> None:
+        requests: list[Request] = []
+        tls = ServerTls(credentials(client_ca=authority("ours").cert_pem.bytes()))
+        async with Stand(tls=tls) as stand:
+            connect = stand.gateway.connect
+
+            async def noting(request: Request) -> Connected:
+                requests.append(request)
+                return await connect(request)
+
+            stand.gateway.connect = noting  # type: ignore[method-assign]
+            context = client_context(leaf=issued("ann@example.org", common_name="Ann"))
+            client = await TlsClient.meet(stand.listener.address, context)
+            await client.upgrade("/")
+
+            assert requests[0].scheme == "https"
+            assert requests[0].client_subject.startswith("CN=Ann,")
+            client.close()
+            stand.gateway.backends[0].close()
+
+    run(check())
+
+
+def test_a_handshake_that_fails_is_logged_with_its_peer_and_gives_its_place_back(run: Run, caplog):
+    caplog.set_level(logging.INFO, "wstunnel")
+
+    async def check() -> None:
+        async with Stand(max_connections=1, tls=ServerTls(credentials())) as stand:
+            for said in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x02\x01\x00", b""):
+                client = await stand.reach()
+                await client.send(said)
+                client.half_close()
+                await client.gone()
+                client.close()
+            client = await TlsClient.meet(stand.listener.address)
+            assert (await client.request("/nowhere", [("Connection", "close")])).status
+            client.close()
+
+    run(check())
+    told = [record.getMessage() for record in caplog.records if "TLS" in record.getMessage()]
+    assert len(told) == 2
+    assert all(each.startswith("127.0.0.1:") for each in told)
+    assert told[0].endswith(": TLS handshake failed: the client speaks plain HTTP")
+
+
+def test_handshakes_count_and_a_drain_ends_them(run: Run):
+    async def check() -> None:
+        async with Stand(max_connections=1, tls=ServerTls(credentials())) as stand:
+            first, second = await stand.reach(), await stand.reach()
+            await first.send(b"\x16\x03")
+            await eventually(lambda: stand.row[WorkerColumn.CONNECTIONS] == 1, "the first one")
+            await turns(8)
+            assert stand.row[WorkerColumn.ACCEPTED] == 1
+            async with asyncio.timeout(DEADLINE_S):
+                await stand.drain()
+            await first.gone()
+            second.close()
+
+            assert stand.row[WorkerColumn.CONNECTIONS] == 0
+
+    run(check())
+
+
+def test_a_handshake_under_way_when_the_worker_becomes_quiet_is_served(run: Run):
+    async def check() -> None:
+        async with Stand(tls=ServerTls(credentials())) as stand:
+            wire = await stand.reach()
+            peer = TlsPeer(wire.sock)
+            peer.step()
+            await eventually(lambda: stand.row[WorkerColumn.CONNECTIONS] == 1, "the connection")
+            stand.worker.quiet()
+            idle = asyncio.ensure_future(stand.worker.idle())
+            await peer.shake()
+            await peer.send(b"GET /nowhere HTTP/1.1\r\nHost: tunnel.test\r\n\r\n")
+
+            assert (await peer.recv_to_end()).startswith(b"HTTP/1.1 ")
+            assert not idle.done()
+            peer.close()
+            await idle
+
+    run(check())
+
+
+def test_the_time_of_a_head_begins_with_the_accept(run: Run):
+    """A handshake byte by byte buys no time."""
+
+    async def check() -> None:
+        limits = Limits(head=HeadLimits(head_timeout_s=0.6))
+        async with Stand(tls=ServerTls(credentials()), limits=limits) as stand:
+            loop = asyncio.get_running_loop()
+            begun_s = loop.time()
+            client = await stand.reach()
+            peer = TlsPeer(client.sock)
+            peer.step()
+            await eventually(lambda: loop.time() - begun_s > 0.4, "some time")
+            await peer.shake()
+            assert (await peer.recv_to_end()).startswith(b"HTTP/1.1 408 ")
+            assert loop.time() - begun_s < 0.95
 
     run(check())
