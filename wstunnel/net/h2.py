@@ -31,8 +31,8 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame
 
-from wstunnel._handshake import Handshake
 from wstunnel._h2 import H2Leg, H2Wire
+from wstunnel._handshake import Handshake
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import Limits
