@@ -13,10 +13,13 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import uvloop
+
+from tests.authority import Authority
 
 T = TypeVar("T")
 
@@ -75,6 +78,12 @@ async def _watched(coroutine: Coroutine[Any, Any, T], timeout_s: float) -> T:
 def run(request: pytest.FixtureRequest) -> Run:
     """`run(coroutine)`, once under asyncio and once under uvloop."""
     return Run(request.param)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """Makes certificates."""
+    return Authority(tmp_path)
 
 
 def open_descriptors() -> dict[int, str]:

@@ -11,9 +11,10 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, repeat
 from typing import IO, Any
 
 import uvloop
@@ -29,6 +30,7 @@ from wstunnel.config.service import ServiceEnvironment, service_environment
 from wstunnel.errors import ConfigError, StartError
 from wstunnel.server import report
 from wstunnel.server.activation import passed_listeners
+from wstunnel.server.certificates import Material
 from wstunnel.server.control import ask
 from wstunnel.server.image import STATE_VARIABLE, Image, inherited_state
 from wstunnel.server.logs import open_logs
@@ -66,9 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             case None:
                 return _run(words, _interpreter(len(words)) if argv is None else (sys.executable, "-m", "wstunnel"))
             case "check" | "convert":
-                if STATE_VARIABLE in os.environ:  # a running one asks whether it may become us
-                    inherited_state(os.environ[STATE_VARIABLE])
-                return _check(settings_of(said, strangers))
+                state = os.environ.get(STATE_VARIABLE)  # where a running one asks whether it may become us
+                return _check(settings_of(said, strangers, _held(None if state is None else inherited_state(state))))
             case _:
                 return _tell_running(command, said, control_socket(asked_of_running(said, strangers)))
     except ConfigError as bad:
@@ -132,9 +133,10 @@ def _page(text: str) -> None:
 def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
     """Serve what the flags, and the file that they name, say."""
     keep_runtime_folder()
-    settled = _settle(words)
-    environment = service_environment(os.environ, os.getpid())
     state = os.environ.pop(STATE_VARIABLE, None)
+    inherited = None if state is None else inherited_state(state)
+    settled = _settle(words, _held(inherited))
+    environment = service_environment(os.environ, os.getpid())
     settings = settled.settings
     who = identity_of(settings.user, settings.group)
     owner = None if who is None else (who.uid, who.gid)
@@ -143,7 +145,7 @@ def _run(words: Sequence[str], prefix: Sequence[str]) -> int:
         _logger.warning("%s", warning)
     image = Image(tuple(prefix), tuple(words))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, partial(_settle, words), environment, image, state))
+        runner.run(_serve(settled, partial(_settle, words), environment, image, inherited))
     return _ENDED
 
 
@@ -152,29 +154,35 @@ def _interpreter(words: int) -> tuple[str, ...]:
     return (sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - words])
 
 
-def _settle(words: Sequence[str]) -> Settled:
-    return settings_of(*flag_parser().parse_known_args(words))
+def _settle(words: Sequence[str], held: Material) -> Settled:
+    return settings_of(*flag_parser().parse_known_args(words), held)
+
+
+def _held(inherited: Mapping[str, Any] | None) -> Material:
+    """The certificates and keys of the image before us, which may have read what we may not."""
+    return Material() if inherited is None else Material.adopt(inherited["material"])
 
 
 async def _serve(
-    settings: Settings,
-    settle: Callable[[], Settled],
+    first: Settled,
+    settle: Callable[[Material], Settled],
     environment: ServiceEnvironment,
     image: Image,
-    state: str | None,
+    inherited: Mapping[str, Any] | None,
 ) -> None:
     """Serve until a signal or a command asks for the end; a second one cuts the stop short."""
     loop = asyncio.get_running_loop()
-    inherited = None if state is None else inherited_state(state)
+    settings = first.settings
 
-    def reread() -> Settings:
-        settled = settle()
+    def reread(held: Material) -> tuple[Settings, Material]:
+        settled = settle(held)
         for warning in (*settled.warnings, *unreloadable(settings, settled.settings)):
             _logger.warning("%s", warning)
-        return settled.settings
+        return settled.settings, settled.material
 
     master = Master(
         settings,
+        material=first.material,
         reread=reread,
         control_at=control_socket,
         passed=passed_listeners(environment.listen_fds, environment.listen_names),
@@ -246,17 +254,22 @@ def _greet(settings: Settings, addresses: Sequence[Address]) -> None:
 
 def _greeting(settings: Settings, addresses: Sequence[Address]) -> Iterator[str]:
     """Where the tunnel listens, and what can be opened there."""
-    for address in addresses:
-        where = f"http://{address}/" if isinstance(address, TcpAddress) else str(address)
-        yield f"wstunnel {__version__} listening on {where}"
-    here = next((_reachable(address) for address in addresses if isinstance(address, TcpAddress)), None)
+    here: tuple[str, TcpAddress] | None = None
+    for address, front in zip(addresses, chain(settings.fronts, repeat(settings.front)), strict=False):
+        s = "s" if front.tls_cert else ""
+        if isinstance(address, TcpAddress):
+            here = here or (s, _reachable(address))
+            yield f"wstunnel {__version__} listening on http{s}://{address}/"
+        else:
+            yield f"wstunnel {__version__} listening on {address}{' with TLS' if s else ''}"
     if here is None:
         return
+    s, where = here
     root = settings.document_root
     if root is not None and os.path.isfile(os.path.join(root, "index.html")):
-        yield f"  page       http://{here}/"
+        yield f"  page       http{s}://{where}/"
     for route in settings.routes:
-        yield f"  websocket  ws://{here}{route.path or f'/...{route.suffix}'}"
+        yield f"  websocket  ws{s}://{where}{route.path or f'/...{route.suffix}'}"
 
 
 def _reachable(address: TcpAddress) -> TcpAddress:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "AcceptLimits",
+    "CertificateLimits",
     "ConfLimits",
     "FileLimits",
     "GatewayLimits",
@@ -100,6 +101,16 @@ class H2Limits:
     """What time adds to it."""
     goaway_s: float = 1.0
     """A client that is asked to leave may have streams on their way to us for so long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertificateLimits:
+    """Files with certificates and keys."""
+
+    max_file_bytes: int = 1024 * 1024
+    """Largest one that is read: all authorities that a browser knows make a quarter of it."""
+    look_s: float = 2.0
+    """How often it is looked whether one has changed; it is read when two looks in a row found the same change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +321,7 @@ class Limits:
     accept: AcceptLimits = field(default_factory=AcceptLimits)
     head: HeadLimits = field(default_factory=HeadLimits)
     h2: H2Limits = field(default_factory=H2Limits)
+    certificate: CertificateLimits = field(default_factory=CertificateLimits)
     relay: RelayLimits = field(default_factory=RelayLimits)
     restart: RestartLimits = field(default_factory=RestartLimits)
     spawn: SpawnLimits = field(default_factory=SpawnLimits)

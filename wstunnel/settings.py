@@ -13,7 +13,7 @@ and `--help`, `check` and the documentation are printed from them. A field's met
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from wstunnel.limits import H2Limits, Limits, SpawnLimits
@@ -25,6 +25,7 @@ __all__ = [
     "Condition",
     "ConditionField",
     "ConditionOperator",
+    "Entrance",
     "Forwarded",
     "FrameType",
     "Front",
@@ -392,6 +393,20 @@ class Front:
         "streams at once of an HTTP/2 connection (default: 128)",
     )
 
+    @property
+    def front(self) -> Front:
+        """This alone, of whatever else has it."""
+        return Front(**{each.name: getattr(self, each.name) for each in fields(Front)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entrance(Front):
+    """A [[listener]]: further addresses, with a front of their own."""
+
+    listen: tuple[Address, ...] = _option(
+        (), "listen", "ADDR", "listening", "address to serve in this way, or a list of them", flag=False
+    )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(Front):
@@ -466,5 +481,18 @@ class Settings(Front):
     log_file: str | None = _option(
         None, "log-file", "PATH", "logging", "file for the log, opened again at SIGUSR1 (default: stderr)"
     )
+    listeners: tuple[Entrance, ...] = field(default=(), metadata={"name": "listener"})
+    """Beside `listen`, which may be empty where there are such."""
     routes: tuple[Route, ...] = field(default=(), metadata={"name": "route"})
     limits: Limits = field(default_factory=Limits, metadata={})
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """All that is served."""
+        return (*self.listen, *(address for each in self.listeners for address in each.listen))
+
+    @property
+    def fronts(self) -> tuple[Front, ...]:
+        """How each of `addresses` is served."""
+        own = self.front
+        return (*(own for _ in self.listen), *(each.front for each in self.listeners for _ in each.listen))

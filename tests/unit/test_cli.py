@@ -11,17 +11,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.authority import Authority
 from wstunnel import __version__, cli
 from wstunnel.config.toml import load
 from wstunnel.errors import ConfigError, StartError
+from wstunnel.server.certificates import Material, read_front
 from wstunnel.server.image import STATE_FORMAT, STATE_VARIABLE, Image
 from wstunnel.server.master import SIGNALS
 from wstunnel.server.notify import Notifier
-from wstunnel.settings import Address, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Address, Front, Settings, TcpAddress, UnixAddress
 
 ROUTE = ("--port", "7000")
 
@@ -55,7 +58,8 @@ class FakeMaster:
         *,
         on_start: Part,
         on_stop: Part,
-        reread: Callable[[], Settings],
+        material: Material,
+        reread: Callable[[Material], tuple[Settings, Material]],
         control_at: Callable[[Settings, Sequence[Address]], str],
         passed: Sequence[object],
         notifier: Notifier,
@@ -64,7 +68,8 @@ class FakeMaster:
         inherited: dict[str, Any] | None,
     ) -> None:
         self.settings, self.image, self.inherited = settings, image, inherited
-        self.reread, self.control_at, self.passed = reread, control_at, passed
+        self.material = material
+        self.reread, self.control_at, self.passed = partial(reread, material), control_at, passed
         self.calls: list[str] = []
         self.called = asyncio.Event()
         self._on_start, self._on_stop, self._on_serving = on_start, on_stop, on_serving
@@ -77,7 +82,7 @@ class FakeMaster:
         self._on_serving(
             [
                 TcpAddress(each.host, each.port or 4711) if isinstance(each, TcpAddress) else each
-                for each in self.settings.listen
+                for each in self.settings.addresses
             ]
         )
         await self._is_asked.wait()
@@ -362,7 +367,7 @@ def test_what_is_read_again_is_what_stands_there_then(run, tmp_path, capfd):
 
     async def start(master: FakeMaster) -> None:
         path.write_text('user = "nobody"\n[[route]]\nport = 2\n[[route]]\nport = 3\n')
-        assert [route.port for route in master.reread().routes] == [2, 3]
+        assert [route.port for route in master.reread()[0].routes] == [2, 3]
         path.write_text("[[route]\n")
         with pytest.raises(ConfigError, match=r"a\.toml:1: "):
             master.reread()
@@ -394,7 +399,7 @@ def left_behind(**state: Any) -> str:
 
 def test_what_the_image_before_has_left_reaches_the_master_and_no_child(run, monkeypatch):
     notify = {"address": None, "watchdog_s": None}
-    monkeypatch.setenv(STATE_VARIABLE, left_behind(format=STATE_FORMAT, notify=notify, generation=7))
+    monkeypatch.setenv(STATE_VARIABLE, left_behind(format=STATE_FORMAT, notify=notify, generation=7, material={}))
     assert run(*ROUTE) == 0
     assert run.master.inherited["generation"] == 7
     assert STATE_VARIABLE not in os.environ
@@ -435,3 +440,36 @@ def test_the_module_can_be_run():
                           capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("wstunnel: --nothing: unknown flag")
+
+
+def test_certificates_that_the_image_before_has_read_stay_at_hand(run, monkeypatch, authority: Authority):
+    files = authority.files("a")
+    front = Front(tls_cert=(files.cert,), tls_key=(files.key,))
+    material = read_front(front, trusted=frozenset({os.geteuid()})).material
+    notify = {"address": None, "watchdog_s": None}
+    state = {"format": STATE_FORMAT, "notify": notify, "material": material.export()}
+    opened = os.open
+
+    def checked(path: str, *more: int, **options: int) -> int:
+        if path == files.key:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", checked)
+    words = (*ROUTE, "--tls-cert", files.cert, "--tls-key", files.key)
+    assert run(*words) == 2
+    assert run("check", *words) == 2
+    for command in ((), ("check",)):
+        monkeypatch.setenv(STATE_VARIABLE, left_behind(**state))
+        assert run(*command, *words) == 0
+    assert run.master.material == material
+
+
+def test_it_greets_with_https_where_there_is_tls(run, capfd, authority: Authority):
+    files = authority.files("a")
+    assert run(*ROUTE, "--listen", "127.0.0.1:0", "--listen", "unix:/a", "--tls-cert", files.both) == 0
+    assert capfd.readouterr().out.splitlines() == [
+        f"wstunnel {__version__} listening on https://127.0.0.1:4711/",
+        f"wstunnel {__version__} listening on unix:/a with TLS",
+        "  websocket  wss://127.0.0.1:4711/",
+    ]

@@ -12,8 +12,9 @@ import pytest
 
 from wstunnel.limits import MasterLimits
 from wstunnel.server import crew as crew_module
+from wstunnel.server.certificates import Material
 from wstunnel.server.channel import Channel
-from wstunnel.server.messages import Cut, Leave, Message, Quiet, Ready
+from wstunnel.server.messages import Cut, Leave, Message, Quiet, Ready, Renew
 from wstunnel.server.orders import Orders
 from wstunnel.supervise.child import Child
 
@@ -29,6 +30,8 @@ class Actor:
         self.orders = orders
         self.is_deaf = is_deaf
         self.heard: list[Message] = []
+        self.material = orders.material
+        """The certificates that it serves with."""
         self.is_orphan = False
         self._process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0)
         self.pid = self._process.pid
@@ -62,6 +65,8 @@ class Actor:
 
     def _hear(self, message: Message, fds: list[int]) -> None:
         self.heard.append(message)
+        if isinstance(message, Renew):
+            self.material = Material.read(fds.pop())
         for fd in fds:
             os.close(fd)
         if isinstance(message, (Quiet, Leave, Cut)) and not self.is_deaf:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Mapping
+from dataclasses import fields
 
 from wstunnel.config.fitting import HOST_FIELDS, unfit
-from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, Option
-from wstunnel.settings import Host, Route, Settings
+from wstunnel.config.options import HOST_OPTIONS, LISTENER_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, Option
+from wstunnel.settings import Entrance, Front, Host, Route, Settings
 
 __all__ = ["as_toml"]
 
@@ -22,12 +23,20 @@ _UNSET = {
 
 def as_toml(settings: Settings) -> str:
     """A file that `toml.load` reads back to equal Settings (limits, which no file sets, aside)."""
-    lines = list(_lines(SERVER_OPTIONS, settings, ()))
+    lines = list(_lines(SERVER_OPTIONS, settings, _hidden_of_front(settings)))
+    for listener in settings.listeners:
+        lines += ["", "[[listener]]", *_lines(LISTENER_OPTIONS, listener, _hidden_of_front(listener))]
     for route in settings.routes:
         lines += ["", "[[route]]", *_lines(ROUTE_OPTIONS, route, _hidden_of_route(route))]
         for host in route.hosts:
             lines += ["", "[[route.hosts]]", *_lines(HOST_OPTIONS, host, _hidden(host, route.kind))]
     return "\n".join(lines) + "\n"
+
+
+def _hidden_of_front(front: Settings | Entrance) -> Collection[str]:
+    if not front.listen:
+        return ["listen", *(each.name for each in fields(Front))]
+    return () if front.tls_client_ca else ("tls_client_verify",)
 
 
 def _hidden_of_route(route: Route) -> Collection[str]:
@@ -43,7 +52,7 @@ def _hidden(host: Host, kind: str) -> Collection[str]:
     return unfit(lambda field: bool(getattr(host, field, None)), kind=kind, is_shared=host.max_load_policy == "share")
 
 
-def _lines(options: Mapping[str, Option], of: Settings | Host, hidden: Container[str]) -> Iterator[str]:
+def _lines(options: Mapping[str, Option], of: Front | Host, hidden: Container[str]) -> Iterator[str]:
     for name, option in options.items():
         if option.field in hidden:
             continue

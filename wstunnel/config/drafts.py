@@ -56,6 +56,7 @@ class Draft:
     values    by the field that they fill
     refused   fields that were written, but whose value could not be read
     hosts     the [[route.hosts]] of a [[route]]; None where there are none
+    listeners the [[listener]]s beside the top of a file
     """
 
     where: Callable[[str | None], Place]
@@ -63,6 +64,7 @@ class Draft:
     values: dict[str, Any] = field(default_factory=dict)
     refused: set[str] = field(default_factory=set)
     hosts: list[Draft] | None = None
+    listeners: list[Draft] = field(default_factory=list)
 
     def has(self, name: str) -> bool:
         """Was the option written, soundly or not?"""

@@ -52,9 +52,12 @@ def make_absolute(draft: Draft, problems: Problems) -> None:
         )
     if "socket" in values:
         values["socket"] = absolute(values["socket"])
-    for field in ("control", "log_file"):
+    for field in ("control", "log_file", "tls_client_ca"):
         if field in values:
             values[field] = absolute(values[field])
+    for field in ("tls_cert", "tls_key"):
+        if field in values:
+            values[field] = tuple(map(absolute, values[field]))
     if "log_file" in values:
         _check_log_file(values["log_file"], draft.where("log_file"), problems)
     for field in ("document_root", "docroot", "alias"):

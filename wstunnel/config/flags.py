@@ -16,6 +16,7 @@ from wstunnel.config.names import nearest
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS, Option, OptionError, shown
 from wstunnel.config.rules import Settled, settle, settle_server
 from wstunnel.errors import ConfigError
+from wstunnel.server.certificates import Material
 from wstunnel.settings import OptionGroup, Settings
 
 __all__ = ["COMMANDS", "asked_of_running", "flag_parser", "settings_of"]
@@ -38,6 +39,7 @@ _USAGE = """wstunnel [flags]          run until SIGINT or SIGTERM
 
 _STATUS = "status"
 _STATUS_FLAGS = ("--json", "--watch")
+_REPEATABLE = ("listen", "tls_cert", "tls_key")
 _FINDING = ("listen", "control")
 """What tells one wstunnel that runs from another."""
 
@@ -125,10 +127,11 @@ def _flags() -> Iterator[Option]:
             yield option
 
 
-def settings_of(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Settled:
+def settings_of(said: argparse.Namespace, strangers: Sequence[str] = (), held: Material | None = None) -> Settled:
     """What the flags amount to, together with the file that -f names.
 
     in      what `flag_parser().parse_known_args` gave: relative paths in it start from the current folder
+            held  as for `settle`
     raises  ConfigError with every problem as `--max-procs: needs ...`
     """
     problems = Problems()
@@ -149,10 +152,10 @@ def settings_of(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Sett
             problems.add(Place(0, ", ".join(route_flags)), f"cannot stand beside -f; routes are in {files[0]}")
         is_conf = "conf" in said or is_lighttpd_conf(files[0])
         read = _lighttpd().read if is_conf else toml.read
-        return _with_file(partial(read, files[0]), server, problems)
+        return _with_file(partial(read, files[0], held=held), server, problems)
     if not route_flags and not server.has("document_root"):
         problems.add(Place(0, "nothing to serve"), _NOTHING_TO_SERVE)
-    return settle([server], [route] if route_flags else [], problems)
+    return settle([server], [route] if route_flags else [], problems, held)
 
 
 def asked_of_running(said: argparse.Namespace, strangers: Sequence[str] = ()) -> Settings:
@@ -208,7 +211,7 @@ def _draft(said: argparse.Namespace, options: Mapping[str, Option], problems: Pr
             continue
         place = Place(0, f"--{name}")
         try:
-            if option.field == "listen":
+            if option.field in _REPEATABLE:
                 draft.values[option.field] = option.kind.from_toml(words)
             elif len(words) > 1:
                 raise OptionError("given more than once; a file (-f) takes any number of routes")

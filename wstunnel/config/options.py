@@ -29,8 +29,10 @@ from wstunnel.settings import (
     Condition,
     ConditionField,
     ConditionOperator,
+    Entrance,
     Forwarded,
     FrameType,
+    Front,
     Gateway,
     Host,
     Io,
@@ -46,6 +48,7 @@ from wstunnel.settings import (
 
 __all__ = [
     "HOST_OPTIONS",
+    "LISTENER_OPTIONS",
     "ROUTE_OPTIONS",
     "SERVER_OPTIONS",
     "Kind",
@@ -368,17 +371,23 @@ class _Seconds:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """A list of words: with commas between them on the command line, an array in a file."""
+    """A list of words: with commas between them on the command line, an array in a file.
+
+    may_be_bare   one word alone will do in a file
+    """
 
     item: _Word
     example: str
     may_be_empty: bool = False
     instead: str = ""
+    may_be_bare: bool = False
 
     def from_text(self, text: str) -> tuple[Any, ...]:
         return self.from_toml([word.strip() for word in text.split(",")])
 
     def from_toml(self, value: object) -> tuple[Any, ...]:
+        if self.may_be_bare and isinstance(value, str):
+            value = [value]
         if not isinstance(value, list):
             raise OptionError(f"needs a list such as {self.example}, got {shown(value)}")
         if not value and not self.may_be_empty:
@@ -520,7 +529,7 @@ def _choice(alias: Any, **older: str) -> _Choice:
     return _Choice(get_args(alias), tuple(older.items()))
 
 
-def _options(of: type[Settings | Host], kinds: dict[str, Kind]) -> dict[str, Option]:
+def _options(of: type[Front | Host], kinds: dict[str, Kind]) -> dict[str, Option]:
     """The options of a settings class by name: by group, and in each the class's own before those it inherits."""
     options = []
     for each in dataclasses.fields(of):
@@ -553,19 +562,19 @@ _switch = _Switch()
 _program = _Word("a program and its arguments", _command, shlex.join, may_hold_controls=True)
 
 _FRONT_KINDS: dict[str, Kind] = {
-    "tls_cert": _Words(_text_path, '["example.pem"]'),
-    "tls_key": _Words(_text_path, '["example.key"]'),
+    "tls_cert": _Words(_text_path, '["example.pem"]', may_be_bare=True),
+    "tls_key": _Words(_text_path, '["example.key"]', may_be_bare=True),
     "tls_client_ca": _text_path,
     "tls_client_verify": _choice(ClientVerify),
     "h2c": _switch,
     "max_streams": _Whole(1, _bounds.max_connections),
+    "listen": _Words(_Word("an address", _address), '["127.0.0.1:8081"]', may_be_bare=True),
 }
 
 SERVER_OPTIONS: dict[str, Option] = _options(
     Settings,
     {
         **_FRONT_KINDS,
-        "listen": _Words(_Word("an address", _address), '["127.0.0.1:8081"]'),
         "max_connections": _Whole(1, _bounds.max_connections),
         "workers": _WholeOr("auto", _Whole(1, MasterLimits().max_workers)),
         "io": _choice(Io),
@@ -583,6 +592,9 @@ SERVER_OPTIONS: dict[str, Option] = _options(
     },
 )
 """What stands at the top of a file."""
+
+LISTENER_OPTIONS: dict[str, Option] = _options(Entrance, _FRONT_KINDS)
+"""What stands in a [[listener]]."""
 
 _HOST_KINDS: dict[str, Kind] = {
     "socket": _text_path,

@@ -23,9 +23,9 @@ def unreloadable(old: Settings, new: Settings) -> list[str]:
             if before != after:
                 said = "leaving it out" if after is None else f"{option.name} = {option.kind.to_toml(after)}"
                 told.append(f"{option.name}: a reload does not change it; {said} needs a restart")
-    if old.control is None and new.control is None and old.listen[0] != new.listen[0]:
+    if old.control is None and new.control is None and old.addresses[0] != new.addresses[0]:
         told.append(
-            f"control: keeps its name after {old.listen[0]}, the first listener before, until a restart; "
+            f"control: keeps its name after {old.addresses[0]}, the first listener before, until a restart; "
             "give control a path to be independent of it"
         )
     return told

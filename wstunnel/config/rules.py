@@ -6,7 +6,7 @@ import dataclasses
 import grp
 import os
 import pwd
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from wstunnel.config.fitting import HOST_FIELDS, UNCONNECTED, unfit
 from wstunnel.config.options import HOST_OPTIONS, shown
 from wstunnel.config.places import Danger, program_danger, scripts_danger, socket_danger
 from wstunnel.errors import ConfigError
-from wstunnel.settings import Address, Host, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.server.certificates import Material, read_front
+from wstunnel.settings import Address, Entrance, Front, Host, Route, Settings, TcpAddress, UnixAddress
 from wstunnel.sockets import SOCKET_PATH_BYTES
 from wstunnel.supervise.pool import slot_addresses
 
@@ -28,10 +29,43 @@ _MAX_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Settings that can be used, and what an operator may want to hear about them."""
+    """Settings that can be used, and what an operator may want to hear about them.
+
+    material  what the files of certificates and keys say
+    """
 
     settings: Settings
     warnings: tuple[str, ...]
+    material: Material = dataclasses.field(default_factory=Material)
+
+
+_Where = Callable[[str], Place]
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """All but the routes, with where each option stands; `written` are the fields at the top that somebody wrote."""
+
+    settings: Settings
+    written: dict[str, Place]
+    entrances: tuple[tuple[Entrance, Draft], ...]
+
+    def where(self, name: str) -> Place:
+        return self.written[name]
+
+    def listening(self) -> Iterator[tuple[Address, Place]]:
+        """The addresses that somebody wrote."""
+        if "listen" in self.written:
+            yield from ((address, self.written["listen"]) for address in self.settings.listen)
+        for entrance, draft in self.entrances:
+            yield from ((address, draft.where("listen")) for address in entrance.listen)
+
+    def fronts(self) -> Iterator[tuple[Front, Callable[[str], bool], _Where]]:
+        """Each front, with which of its options are written, and where."""
+        if self.settings.listen:
+            yield self.settings.front, self.written.__contains__, self.where
+        for entrance, draft in self.entrances:
+            yield entrance.front, draft.has, draft.where
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +86,28 @@ class _Named:
     backends: tuple[_Backend, ...]
 
 
-def settle(servers: Iterable[Draft], routes: Iterable[Draft], problems: Problems) -> Settled:
+def settle(
+    servers: Iterable[Draft], routes: Iterable[Draft], problems: Problems, held: Material | None = None
+) -> Settled:
     """The settings that drafts amount to; a later one of `servers` wins over an earlier one.
 
+    in      held    what certificates and keys said before, for those that we may not read any more
     raises  ConfigError with everything in `problems`, what the readers put there before included
     """
-    server, where = _joined(servers, problems)
-    sockets = _DefaultSockets(server.listen[0])
+    server = _joined(servers, problems)
+    sockets = _DefaultSockets(server.settings.addresses[0])
     named = [_settle_route(draft, number, sockets, problems) for number, draft in enumerate(routes, 1)]
-    settings = dataclasses.replace(server, routes=tuple(each.route for each in named))
-    trusted = _check_identity(settings, where, problems)
-    _check_server_sockets(settings, where, problems)
+    settings = dataclasses.replace(server.settings, routes=tuple(each.route for each in named))
+    trusted = _check_identity(settings, server.written, problems)
+    _check_server_sockets(server, problems)
+    material = _check_fronts(server, trusted, held, problems)
     _check_endpoints(settings, named, problems)
     if not settings.allow_unsafe_places:
-        _check_places(settings, where, named, trusted, problems)
+        _check_places(server, named, trusted, problems)
     problems.raise_any()
     _warn_of_unreachable(named, problems)
     _warn_of_misplaced_arguments(named, problems)
-    return Settled(settings, problems.warnings)
+    return Settled(settings, problems.warnings, material)
 
 
 def settle_server(servers: Iterable[Draft], problems: Problems) -> Settings:
@@ -77,20 +115,31 @@ def settle_server(servers: Iterable[Draft], problems: Problems) -> Settings:
 
     raises  as `settle`
     """
-    settings, _ = _joined(servers, problems)
+    server = _joined(servers, problems)
     problems.raise_any()
-    return settings
+    return server.settings
 
 
-def _joined(servers: Iterable[Draft], problems: Problems) -> tuple[Settings, dict[str, Place]]:
-    """What the drafts say together, with absolute paths, and where each option is written."""
+def _joined(servers: Iterable[Draft], problems: Problems) -> _Server:
+    """What the drafts say together, with absolute paths. Where a later one says `listen`, it says all of it."""
     values: dict[str, Any] = {}
     where: dict[str, Place] = {}
+    entrances: list[tuple[Entrance, Draft]] = []
     for draft in servers:
         make_absolute(draft, problems)
         values.update(draft.values)
-        where.update((field, draft.where(field)) for field in draft.values)
-    return Settings(**values), where
+        where.update((name, draft.where(name)) for name in (*draft.values, *draft.refused))
+        if draft.has("listen"):
+            entrances.clear()
+        for each in draft.listeners:
+            make_absolute(each, problems)
+            if not each.has("listen"):
+                problems.add(each.where(None), "needs an address to serve: listen")
+            entrances.append((Entrance(**each.values), each))
+    if any(entrance.listen for entrance, _ in entrances):
+        values.setdefault("listen", ())
+    listeners = tuple(entrance for entrance, _ in entrances)
+    return _Server(Settings(**values, listeners=listeners), where, tuple(entrances))
 
 
 def _settle_route(draft: Draft, number: int, sockets: _DefaultSockets, problems: Problems) -> _Named:
@@ -258,19 +307,68 @@ def _check_identity(settings: Settings, where: dict[str, Place], problems: Probl
 # --- addresses
 
 
-def _check_server_sockets(settings: Settings, where: dict[str, Place], problems: Problems) -> None:
+def _check_server_sockets(server: _Server, problems: Problems) -> None:
     """Listeners are there once each, and the control socket is none of them."""
-    seen: set[Address] = set()
-    for address in settings.listen if "listen" in where else ():
+    seen: dict[Address, Place] = {}
+    for address, place in server.listening():
         if address in seen and not (isinstance(address, TcpAddress) and address.port == 0):
-            problems.add(where["listen"], f"{shown(str(address))} stands there twice")
-        seen.add(address)
+            first = seen[address]
+            again = "there twice" if first == place else f"at {first.text} already"
+            problems.add(place, f"{shown(str(address))} stands {again}")
+        seen.setdefault(address, place)
         if isinstance(address, UnixAddress):
-            _check_socket_path(address.path, where["listen"], problems)
-    if settings.control is not None:
-        _check_socket_path(settings.control, where["control"], problems)
-        if UnixAddress(settings.control) in settings.listen:
-            problems.add(where["control"], f"{shown(settings.control)} belongs to a listener")
+            _check_socket_path(address.path, place, problems)
+    control = server.settings.control
+    if control is not None:
+        _check_socket_path(control, server.where("control"), problems)
+        if UnixAddress(control) in server.settings.addresses:
+            problems.add(server.where("control"), f"{shown(control)} belongs to a listener")
+
+
+# --- fronts
+
+
+def _check_fronts(server: _Server, trusted: frozenset[int], held: Material | None, problems: Problems) -> Material:
+    """Certificates are there, can be used, and nobody else can read their keys; what they say."""
+    material = Material()
+    for front, has, where in server.fronts():
+        if not _is_consistent(front, has, where, server, problems) or not front.tls_cert:
+            continue
+        reading = read_front(front, trusted=trusted, held=held)
+        for flaw in reading.flaws:
+            problems.add(where(flaw.option), flaw.text)
+        for each in reading.kept:
+            problems.warn(where(each.option), each.text)
+        material = material.with_(reading.material)
+    if not server.settings.listen:
+        for name in (each.name for each in dataclasses.fields(Front)):
+            if name in server.written:
+                place = server.where(name)
+                problems.warn(place, "without effect: it is for listen, and every [[listener]] has its own")
+    return material
+
+
+def _is_consistent(
+    front: Front, has: Callable[[str], bool], where: _Where, server: _Server, problems: Problems
+) -> bool:
+    """Whether the options of a front fit each other."""
+    wrong: list[tuple[str, str]] = []
+    if has("tls_cert"):
+        certificates, keys = len(front.tls_cert), len(front.tls_key)
+        if keys and certificates and keys != certificates:
+            remedy = "name one for each, the certificate's own file where the key is in it"
+            wrong.append(("tls_key", f"has {keys} of {certificates} keys; {remedy}"))
+        if front.h2c:
+            problems.warn(where("h2c"), "without effect: with TLS clients take HTTP/2 as they like")
+    else:
+        wrong += [(name, "needs a tls-cert beside it") for name in ("tls_key", "tls_client_ca") if has(name)]
+    if has("tls_client_verify") and not has("tls_client_ca"):
+        wrong.append(("tls_client_verify", "needs a tls-client-ca beside it"))
+    if front.tls_cert and server.settings.io == "protocol":
+        wrong.append(("tls_cert", "cannot stand beside io = protocol, which is for sockets without TLS"))
+    for name, text in wrong:
+        problems.add(where(name), text)
+    return not wrong
 
 
 _DECIDING = (
@@ -290,7 +388,7 @@ _DECIDING = (
 
 def _check_endpoints(settings: Settings, named: list[_Named], problems: Problems) -> None:
     """No address is bound twice, by a listener or by a program, unless the programs are one and the same."""
-    owners: dict[Address, str] = dict.fromkeys(settings.listen, "a listener")
+    owners: dict[Address, str] = dict.fromkeys(settings.addresses, "a listener")
     if settings.control is not None:
         owners[UnixAddress(settings.control)] = "the control socket"
     spawned: dict[Address, Host] = {}
@@ -341,20 +439,18 @@ def _check_socket_path(path: str, place: Place, problems: Problems) -> bool:
 # --- places
 
 
-def _check_places(
-    settings: Settings, where: dict[str, Place], named: list[_Named], trusted: frozenset[int], problems: Problems
-) -> None:
+def _check_places(server: _Server, named: list[_Named], trusted: frozenset[int], problems: Problems) -> None:
     """Other users can put theirs in the place of no program and no socket of ours."""
 
     def look(place: Place, danger: Danger | None) -> None:
         if danger is not None:
             (problems.add if danger.is_refused else problems.warn)(place, danger.text)
 
-    for address in settings.listen:
+    for address, place in server.listening():
         if isinstance(address, UnixAddress):
-            look(where["listen"], socket_danger(address.path, trusted))
-    if settings.control is not None:
-        look(where["control"], socket_danger(settings.control, trusted))
+            look(place, socket_danger(address.path, trusted))
+    if server.settings.control is not None:
+        look(server.where("control"), socket_danger(server.settings.control, trusted))
     for each in named:
         if each.route.stdio:
             look(each.draft.where("stdio"), program_danger(each.route.stdio[0], trusted))

@@ -75,7 +75,7 @@ def control_socket(settings: Settings, bound: Sequence[Address] = ()) -> str:
         if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
             raise ConfigError((f"control: {shown(path)} is too long for a socket; give control a shorter path",))
         return path
-    listener = settings.listen[0]
+    listener = settings.addresses[0]
     if isinstance(listener, TcpAddress) and listener.port == 0:
         return _only_control(listener)
     folders = (runtime_folder(), _SYSTEM_FOLDER)  # a service's, even if only root may speak to it

@@ -12,16 +12,31 @@ from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.files import text_of
 from wstunnel.config.lines import KeyPath, key_lines
 from wstunnel.config.names import nearest
-from wstunnel.config.options import HOST_OPTIONS, ROUTE_OPTIONS, SERVER_OPTIONS, OptionError, shown
+from wstunnel.config.options import (
+    HOST_OPTIONS,
+    LISTENER_OPTIONS,
+    ROUTE_OPTIONS,
+    SERVER_OPTIONS,
+    Option,
+    OptionError,
+    shown,
+)
 from wstunnel.config.rules import Settled, settle
 from wstunnel.errors import ConfigError
+from wstunnel.server.certificates import Material
 from wstunnel.settings import Settings
 
 __all__ = ["load", "read", "read_top"]
 
-_ROUTE, _HOSTS = "route", "hosts"
-_OPTIONS = {0: SERVER_OPTIONS, 1: ROUTE_OPTIONS, 2: HOST_OPTIONS}
-"""By the depth of a table: the top of the file, a [[route]], a [[route.hosts]]."""
+_ROUTE, _LISTENER, _HOSTS = "route", "listener", "hosts"
+_TOP: KeyPath = ()
+_OPTIONS: dict[KeyPath, Mapping[str, Option]] = {
+    _TOP: SERVER_OPTIONS,
+    (_ROUTE,): ROUTE_OPTIONS,
+    (_ROUTE, _HOSTS): HOST_OPTIONS,
+    (_LISTENER,): LISTENER_OPTIONS,
+}
+"""By the name of a table: the top of the file, a [[route]], a [[route.hosts]], a [[listener]]."""
 
 
 def load(path: str) -> Settings:
@@ -32,8 +47,11 @@ def load(path: str) -> Settings:
     return read(path).settings
 
 
-def read(path: str, over: Draft | None = None) -> Settled:
-    """What `load` gives, with its warnings; the values of `over` (the command line) win over those of the file."""
+def read(path: str, over: Draft | None = None, held: Material | None = None) -> Settled:
+    """What `load` gives, with its warnings; the values of `over` (the command line) win over those of the file.
+
+    in      held  as for `settle`
+    """
     text = text_of(path)
     file = _File(path, text, _tables_of(path, text))
     problems = Problems()
@@ -43,7 +61,7 @@ def read(path: str, over: Draft | None = None) -> Settled:
         draft.has("document_root") for draft in (server, over) if draft is not None
     ):
         problems.add(server.where(None), "nothing to serve: it takes a [[route]] or a document-root")
-    return settle([server] if over is None else [server, over], routes, problems)
+    return settle([server] if over is None else [server, over], routes, problems, held)
 
 
 def read_top(path: str, fields: Collection[str], problems: Problems) -> Draft:
@@ -53,8 +71,7 @@ def read_top(path: str, fields: Collection[str], problems: Problems) -> Draft:
     """
     text = text_of(path)
     file = _File(path, text, _tables_of(path, text))
-    names = [option.name for option in SERVER_OPTIONS.values() if option.field in fields]
-    return file.draft({name: file.top[name] for name in names if name in file.top}, (), problems)
+    return file.server(problems, fields)
 
 
 def _tables_of(path: str, text: str) -> dict[str, Any]:
@@ -99,8 +116,22 @@ class _File:
         )
         return None
 
-    def server(self, problems: Problems) -> Draft:
-        return self.draft({name: value for name, value in self.top.items() if name != _ROUTE}, (), problems)
+    def server(self, problems: Problems, fields: Collection[str] | None = None) -> Draft:
+        """The values of the top, and of each [[listener]]; of a few options only, if they are named."""
+        tables = {_ROUTE, _LISTENER}
+        draft = self._some(
+            {name: value for name, value in self.top.items() if name not in tables}, _TOP, fields, problems
+        )
+        found = self._tables(self.top.get(_LISTENER, []), (_LISTENER,), problems) or ()
+        draft.listeners = [self._some(table, (_LISTENER, str(number)), fields, problems) for number, table in found]
+        return draft
+
+    def _some(self, table: Mapping[str, Any], at: KeyPath, fields: Collection[str] | None, problems: Problems) -> Draft:
+        """As `draft`, of a few options only, if they are named."""
+        if fields is not None:
+            options = _OPTIONS[at[::2]]
+            table = {name: value for name, value in table.items() if name in options and options[name].field in fields}
+        return self.draft(table, at, problems)
 
     def route(self, table: Mapping[str, Any], at: KeyPath, problems: Problems) -> Draft:
         """The values of a [[route]], and of its hosts."""
@@ -114,17 +145,18 @@ class _File:
 
     def draft(self, table: Mapping[str, Any], at: KeyPath, problems: Problems) -> Draft:
         """The values of one table; what cannot be read goes to `problems`."""
-        depth = len(at) // 2
-        names = {option.field: option.name for option in _OPTIONS[depth].values()} | {_HOSTS: _HOSTS}
+        kind = at[::2]
+        names = {option.field: option.name for option in _OPTIONS[kind].values()} | {_HOSTS: _HOSTS}
         draft = Draft(lambda field: self._place(at if field is None else (*at, names[field])), self._base)
         for name, value in table.items():
-            option = _OPTIONS[depth].get(name)
-            if _is_tables(value) and _misnamed_tables(name, depth) is not None:
-                problems.add(self._place((*at, name)), _unknown(name, depth))
+            option = _OPTIONS[kind].get(name)
+            misnamed = _misnamed_tables(name, kind) if _is_tables(value) else None
+            if misnamed is not None:
+                problems.add(self._place((*at, name)), misnamed)
                 draft.hosts = []
                 draft.refused.add(_HOSTS)
             elif option is None:
-                problems.add(self._place((*at, name)), _unknown(name, depth))
+                problems.add(self._place((*at, name)), _unknown(name, kind))
             else:
                 try:
                     draft.values[option.field] = option.kind.from_toml(value)
@@ -145,19 +177,23 @@ class _File:
         parts = [part if re.fullmatch("[A-Za-z0-9_-]+", part) else shown(part) for part in key]
         if key[:1] == (_ROUTE,) and key[2:3] == (_HOSTS,) and len(key) > 3:
             parts[2:4] = [f"{_HOSTS}[{key[3]}]"]
-        if key[0] == _ROUTE and len(key) > 1:
-            parts[:2] = [f"{_ROUTE}[{key[1]}]"]
+        if key[0] in {_ROUTE, _LISTENER} and len(key) > 1:
+            parts[:2] = [f"{key[0]}[{key[1]}]"]
         return Place(line, f"{file}: {'.'.join(parts)}")
 
 
-_WHERE = (
-    "stands at the top of the file, before the first [[route]]",
-    "stands in a [[route]]",
-    "stands in a [[route.hosts]]",
-)
-_TABLES = {
-    0: (_ROUTE, "unknown; routes are written as [[route]]"),
-    1: (_HOSTS, "unknown; hosts are written as [[route.hosts]]"),
+_WHERE: dict[KeyPath, str] = {
+    _TOP: "stands at the top of the file, before the first [[route]]",
+    (_ROUTE,): "stands in a [[route]]",
+    (_ROUTE, _HOSTS): "stands in a [[route.hosts]]",
+    (_LISTENER,): "stands in a [[listener]]",
+}
+_TABLES: dict[KeyPath, dict[str, str]] = {
+    _TOP: {
+        _ROUTE: "unknown; routes are written as [[route]]",
+        _LISTENER: "unknown; further listeners are written as [[listener]]",
+    },
+    (_ROUTE,): {_HOSTS: "unknown; hosts are written as [[route.hosts]]"},
 }
 
 
@@ -165,19 +201,22 @@ def _is_tables(value: object) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value))
 
 
-def _misnamed_tables(name: str, depth: int) -> str | None:
+def _misnamed_tables(name: str, kind: KeyPath) -> str | None:
     """What to tell about a name that is like that of the tables inside this one."""
-    table, told = _TABLES.get(depth, ("", None))
-    return told if nearest(name, (table,)) else None
+    tables = _TABLES.get(kind, {})
+    meant = nearest(name, tables)
+    return tables[meant] if meant else None
 
 
-def _unknown(name: str, depth: int) -> str:
-    """Why a name is unknown in a table of this depth, with what was meant."""
-    told = _misnamed_tables(name, depth)
-    if told is not None:
-        return told
-    here = nearest(name, _OPTIONS[depth])
-    for other in (*range(depth - 1, -1, -1), *range(depth + 1, len(_OPTIONS))):
+def _unknown(name: str, kind: KeyPath) -> str:
+    """Why a name is unknown in a table of this kind, with what was meant."""
+    tables = _TABLES.get(kind, {})
+    meant = nearest(name, (*tables, *_OPTIONS[kind]))
+    if meant in tables:
+        return tables[meant]
+    here = nearest(name, _OPTIONS[kind])
+    around = [kind[:depth] for depth in range(len(kind) - 1, -1, -1)]
+    for other in (*around, *(each for each in _OPTIONS if each != kind and each not in around)):
         there = nearest(name, _OPTIONS[other])
         if there is not None and (here is None or name in _OPTIONS[other]):
             return f"unknown here; {there} {_WHERE[other]}"

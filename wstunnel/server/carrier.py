@@ -21,9 +21,10 @@ import uvloop
 from wstunnel.net.listen import Listener
 from wstunnel.proto.close import CloseCode
 from wstunnel.server.budget import connection_budget
+from wstunnel.server.certificates import Material, renew, servers_of
 from wstunnel.server.channel import Channel
 from wstunnel.server.logs import open_logs, reopen_logs
-from wstunnel.server.messages import Cut, Death, Exited, Forked, Leave, Message, Quiet, Ready, Reopen, Unforked
+from wstunnel.server.messages import Cut, Death, Exited, Forked, Leave, Message, Quiet, Ready, Renew, Reopen, Unforked
 from wstunnel.server.orders import Orders
 from wstunnel.server.remote import RemoteForker
 from wstunnel.server.service import Service
@@ -79,8 +80,15 @@ class _Carrier:
             self._channel.send, answer_s=limits.master.fork_answer_s, exit_wait_s=limits.spawn.exit_wait_s
         )
         self._service = Service(settings, orders.places, self._board, orders.row, self._forker)
+        self._tls = servers_of((each.front for each in orders.listeners), orders.material)
         self._listeners = [
-            Listener(socket.socket(fileno=each.fd), each.address, is_shared=each.is_shared, front=settings)
+            Listener(
+                socket.socket(fileno=each.fd),
+                each.address,
+                is_shared=each.is_shared,
+                front=each.front,
+                tls=self._tls.get(each.front),
+            )
             for each in orders.listeners
         ]
         self._worker = Worker(
@@ -119,9 +127,9 @@ class _Carrier:
         self._stop_listening()
 
     def _told(self, message: Message, fds: list[int]) -> None:
-        for fd in fds:  # none of the master's messages has any
-            os.close(fd)
         match message:
+            case Renew() if fds:
+                renew(self._tls, Material.read(fds.pop()))
             case Quiet():
                 self._quiet()
             case Leave(code, within_s):
@@ -137,6 +145,8 @@ class _Carrier:
                 self._forker.told(message)
             case _:
                 _log.warning("the master said %s, which is not for workers", type(message).__name__)
+        for fd in fds:
+            os.close(fd)
 
     def _orphaned(self) -> None:
         _log.error("the master is gone; this worker serves its tunnels to their end and accepts no more")

@@ -9,19 +9,28 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from wstunnel.errors import LimitError
 from wstunnel.limits import MasterLimits
 from wstunnel.proto.close import CloseCode
 from wstunnel.server.messages import Message, decode, encode
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "Sendable"]
 
 _log = logging.getLogger("wstunnel")
 
 _FDS_PER_MESSAGE = 1
 _MESSAGES_PER_TURN = 64
 _HEAD_TOO_LARGE = 431  # RFC 6585 §5: what a client has said is the only thing here that can be long
+
+
+class Sendable(Protocol):
+    """A socket or a file."""
+
+    def fileno(self) -> int: ...
+
+    def close(self) -> None: ...
 
 
 class Channel:
@@ -45,17 +54,17 @@ class Channel:
         self._socket, self._limits = sock, limits
         self._on_message, self._on_closed = on_message, on_closed
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[bytes, tuple[socket.socket, ...]]] = deque()
+        self._waiting: deque[tuple[bytes, tuple[Sendable, ...]]] = deque()
         self._is_open = True
         self._loop.add_reader(sock.fileno(), self._read)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def send(self, message: Message, sockets: Sequence[socket.socket] = ()) -> None:
-        """Send a message and these sockets with it, which are closed here as soon as they are on their way.
+    def send(self, message: Message, sockets: Sequence[Sendable] = ()) -> None:
+        """Send a message and these sockets or files with it, which are closed here as soon as they are on their way.
 
-        raises  LimitError when the other side would not read so long a message; the sockets are closed then
+        raises  LimitError when the other side would not read so long a message; they are closed then
         """
         packet = encode(message)
         owned = tuple(sockets)
@@ -91,7 +100,7 @@ class Channel:
         self.close()
         self._on_closed()
 
-    def _send(self, packet: bytes, sockets: tuple[socket.socket, ...]) -> bool:
+    def _send(self, packet: bytes, sockets: tuple[Sendable, ...]) -> bool:
         """False: there is no room now."""
         fds = array.array("i", [each.fileno() for each in sockets])
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
@@ -149,6 +158,6 @@ class Channel:
             self._on_message(message, fds)
 
 
-def _close_all(sockets: Sequence[socket.socket]) -> None:
+def _close_all(sockets: Sequence[Sendable]) -> None:
     for each in sockets:
         each.close()

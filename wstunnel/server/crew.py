@@ -14,7 +14,8 @@ from typing import Any
 
 from wstunnel.errors import BackendError, StartError
 from wstunnel.proto.close import CloseCode
-from wstunnel.server.channel import Channel
+from wstunnel.server.certificates import Material
+from wstunnel.server.channel import Channel, Sendable
 from wstunnel.server.messages import (
     Cut,
     Death,
@@ -26,6 +27,7 @@ from wstunnel.server.messages import (
     Quiet,
     Ready,
     Release,
+    Renew,
     Reopen,
     Unforked,
 )
@@ -94,9 +96,9 @@ class Hand:
             self._running[int(request)] = forks[pid]
             self._do(self._watch(int(request), forks[pid]))
 
-    def send(self, message: Message) -> None:
-        """Tell the worker something."""
-        self._channel.send(message)
+    def send(self, message: Message, files: Sequence[Sendable] = ()) -> None:
+        """Tell the worker something; files go with it, and are closed."""
+        self._channel.send(message, files)
 
     def kill(self) -> None:
         """End the process now."""
@@ -186,6 +188,7 @@ class Crew:
     """The workers of one configuration.
 
     in      listeners  per worker, the listening sockets that it serves
+            material   the certificates and keys that they are served with
             on_ended   told when the last of them is gone, unless that is before all were ready
     bound   `settings.workers` processes
     """
@@ -198,11 +201,13 @@ class Crew:
         board: Board,
         places: Places,
         listeners: Sequence[Sequence[ListenerOrder]],
+        material: Material,
         forks: Forks,
         slot_rows: Callable[[], Iterable[int]],
         on_ended: Callable[[Crew], None],
     ) -> None:
         self.settings, self.number, self.forks = settings, number, forks
+        self._material = material
         self.hands: dict[int, Hand] = {}
         """The living, by index."""
         self._board, self._places, self._listeners = board, places, listeners
@@ -233,6 +238,7 @@ class Crew:
             board=board,
             places=(),
             listeners=(),
+            material=Material(),
             forks=forks,
             slot_rows=slot_rows,
             on_ended=on_ended,
@@ -306,6 +312,12 @@ class Crew:
         for hand in list(self.hands.values()):
             hand.send(message)
 
+    def renew(self, material: Material) -> None:
+        """Serve new connections with these certificates."""
+        self._material = material
+        for hand in list(self.hands.values()):
+            hand.send(Renew(), (material.write(),))
+
     def tell_death(self, row: int) -> None:
         """The process of a slot has ended."""
         self.tell(Death(row))
@@ -352,6 +364,7 @@ class Crew:
                 settings=self.settings,
                 places=self._places,
                 listeners=tuple(self._listeners[index]),
+                material=self._material,
                 board_fd=self._board.fd,
                 channel_fd=theirs.fileno(),
                 row=row,

@@ -14,7 +14,7 @@ from wstunnel.errors import StartError, safe
 
 __all__ = ["STATE_FORMAT", "STATE_VARIABLE", "Image", "inherited_state"]
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 """What an image can take over: to be raised when the state, or the layout of the board, means something else."""
 
 STATE_VARIABLE = "WSTUNNEL_STATE_FD"
@@ -32,14 +32,15 @@ class Image:
     prefix: tuple[str, ...]
     words: tuple[str, ...]
 
-    async def try_out(self, timeout_s: float) -> None:
+    async def try_out(self, state: Mapping[str, Any], timeout_s: float) -> None:
         """Have the version that is installed now look at the arguments, and at the form of the state that it would get,
         in a process of its own.
 
+        in      state  as much of it as the look takes
         raises  StartError with what it says against them
         """
         try:
-            state_fd = _state_behind({})
+            state_fd = _state_behind(state)
             try:
                 process = await _started((*self.prefix, "check", *self.words), state_fd)
             finally:

@@ -14,6 +14,7 @@ import shlex
 import signal
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, Literal
 
 from wstunnel import __version__
@@ -23,6 +24,7 @@ from wstunnel.net.listen import ListenerSet, open_listeners
 from wstunnel.proto.close import CloseCode
 from wstunnel.server import status
 from wstunnel.server.budget import connection_budget
+from wstunnel.server.certificates import CertificateWatch, Material
 from wstunnel.server.control import ControlServer
 from wstunnel.server.crew import Crew
 from wstunnel.server.image import Image
@@ -49,7 +51,9 @@ _log = logging.getLogger("wstunnel")
 class Master:
     """Runs `settings` in processes of their own, until it is asked to end.
 
-    in      reread      the configuration as it is now; raises ConfigError
+    in      material    what the files of certificates and keys say
+            reread      the configuration as it is now, and that material; given what it was, for files that we may not
+                        read any more. Raises ConfigError
             control_at  the path of the control socket, given where the listeners are bound
             passed      listening sockets of a service manager
             on_serving  told once, when everything serves, with the addresses
@@ -62,7 +66,8 @@ class Master:
         self,
         settings: Settings,
         *,
-        reread: Callable[[], Settings],
+        material: Material,
+        reread: Callable[[Material], tuple[Settings, Material]],
         control_at: Callable[[Settings, Sequence[Address]], str],
         passed: Sequence[ListenerSet],
         notifier: Notifier,
@@ -70,7 +75,8 @@ class Master:
         image: Image,
         inherited: Mapping[str, Any] | None = None,
     ) -> None:
-        self._settings = settings
+        self._settings, self._material = settings, material
+        self._watch: CertificateWatch | None = None
         self._reread, self._control_at, self._on_serving = reread, control_at, on_serving
         self._passed, self._notifier = passed, notifier
         self._loop = asyncio.get_running_loop()
@@ -163,7 +169,8 @@ class Master:
         self._folder = make_folder_of(control)
         self._control = ControlServer(control, self._commanded, settings.limits.master)
         await self._pools.start(hosts_of(settings))
-        await self._next_crew(settings, places_of(settings, self._pools.places), self._listeners)
+        await self._next_crew(settings, self._material, places_of(settings, self._pools.places), self._listeners)
+        self._watch_certificates()
 
     async def _adopt(self, inherited: Mapping[str, Any]) -> None:
         """Go on where the image before has stopped, then serve with workers of this one."""
@@ -177,13 +184,16 @@ class Master:
             for each in inherited["crews"]
         ]
         try:
-            await self._reload_now(self._settings)
+            await self._reload_now(self._settings, self._material)
         except TunnelError as error:
             _log.error("upgrade: the workers of the version before go on: %s", "; ".join(_problems(error)))
+            self._watch_certificates()
 
     async def _end(self) -> None:
         """End whatever has been started, however far that went."""
         self._state = "stopping"
+        if self._watch is not None:
+            self._watch.stop()
         self._notifier.stopping("ending")
         hurry = self._loop.create_task(self._hurry_asked.wait())
         leave = self._loop.create_task(self._leave())
@@ -239,9 +249,12 @@ class Master:
 
     # --- crews
 
-    async def _next_crew(self, settings: Settings, places: Places, listeners: Sequence[ListenerSet]) -> Crew:
+    async def _next_crew(
+        self, settings: Settings, material: Material, places: Places, listeners: Sequence[ListenerSet]
+    ) -> Crew:
         """Start the workers of a configuration; they accept as soon as they are ready.
 
+        in      listeners  in the order of `settings.addresses`, and behind them those that nobody wrote
         raises  StartError, and nothing is left of them then
         """
         count = worker_count(settings)
@@ -252,12 +265,13 @@ class Master:
             places=places,
             listeners=[
                 [
-                    ListenerOrder(listener.socket.fileno(), listener.address, listener.is_shared)
-                    for each in listeners
+                    ListenerOrder(listener.socket.fileno(), listener.address, listener.is_shared, front)
+                    for each, front in zip(listeners, chain(settings.fronts, repeat(settings.front)), strict=False)
                     for listener in each.share(index, count)
                 ]
                 for index in range(count)
             ],
+            material=material,
             forks=forks_of(settings),
             slot_rows=self._slot_rows,
             on_ended=self._crew_ended,
@@ -298,12 +312,27 @@ class Master:
 
     def _open_listeners(self, settings: Settings, held: Sequence[ListenerSet]) -> list[ListenerSet]:
         return open_listeners(
-            settings.listen,
+            settings.addresses,
             count=worker_count(settings),
             backlog=settings.limits.accept.listen_backlog,
             held=held,
-            is_default=settings.listen == Settings().listen,
+            is_default=settings.addresses == Settings().addresses,
         )
+
+    # --- certificates
+
+    def _watch_certificates(self) -> None:
+        """Look at the files of the settings that are in force."""
+        if self._watch is not None:
+            self._watch.stop()
+        limits = self._settings.limits.certificate
+        self._watch = CertificateWatch(self._settings.fronts, self._material, limits, self._renew)
+
+    def _renew(self, material: Material) -> None:
+        """A certificate is a new one."""
+        self._material = material
+        for crew in self._crews:
+            crew.renew(material)
 
     # --- reload, drain
 
@@ -343,13 +372,13 @@ class Master:
         self._state = "reloading"
         self._notifier.reloading("reading the configuration again")
         try:
-            await self._reload_now(self._reread())
+            await self._reload_now(*self._reread(self._material))
         finally:
             if self._state == "reloading":
                 self._state = "serving"
                 self._notifier.ready(self._summary())
 
-    async def _reload_now(self, settings: Settings) -> None:
+    async def _reload_now(self, settings: Settings, material: Material) -> None:
         connection_budget(settings)
         before = self._listeners
         counts = {each: len(each) for each in before}
@@ -357,7 +386,7 @@ class Master:
         try:
             change = await self._pools.prepare(hosts_of(settings))
             try:
-                await self._next_crew(settings, places_of(settings, change.places), listeners)
+                await self._next_crew(settings, material, places_of(settings, change.places), listeners)
             except BaseException:
                 await change.undo()
                 raise
@@ -369,7 +398,8 @@ class Master:
                     each.close()
             raise
         _log_as(self._settings, settings)
-        self._settings, self._listeners = settings, listeners
+        self._settings, self._material, self._listeners = settings, material, listeners
+        self._watch_certificates()
         self._pools.kill_timeout_s = settings.kill_timeout_s
         change.commit()
         for crew in self._crews[:-1]:
@@ -386,7 +416,8 @@ class Master:
     async def _upgrade(self) -> None:
         if self._state != "serving":
             raise StartError(f"an upgrade is for a wstunnel that is serving, and this one is {self._state}")
-        await self._image.try_out(self._settings.limits.master.ready_timeout_s)
+        state = {"material": self._material.export()}
+        await self._image.try_out(state, self._settings.limits.master.ready_timeout_s)
         await self._become_next_image()
 
     async def _become_next_image(self) -> None:
@@ -419,6 +450,7 @@ class Master:
             "control": control,
             "pools": pools,
             "crews": crews,
+            "material": self._material.export(),
             "folder": self._folder,
             "notify": self._notifier.export(),
             "fds": fds,

@@ -20,6 +20,7 @@ __all__ = [
     "Quiet",
     "Ready",
     "Release",
+    "Renew",
     "Reopen",
     "Unforked",
     "decode",
@@ -55,6 +56,11 @@ class Cut:
 @dataclass(frozen=True, slots=True)
 class Reopen:
     """Master: the log file has a new name; open it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Master, with one descriptor: new connections get the certificates that stand behind it (`Material.read`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +115,11 @@ class Release:
     request: int
 
 
-Message = Ready | Quiet | Leave | Cut | Reopen | Death | Fork | Forked | Unforked | Exited | Release
+Message = Ready | Quiet | Leave | Cut | Reopen | Renew | Death | Fork | Forked | Unforked | Exited | Release
 
 _KINDS: dict[str, type[Message]] = {
     kind.__name__.lower(): kind
-    for kind in (Ready, Quiet, Leave, Cut, Reopen, Death, Fork, Forked, Unforked, Exited, Release)
+    for kind in (Ready, Quiet, Leave, Cut, Reopen, Renew, Death, Fork, Forked, Unforked, Exited, Release)
 }
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from wstunnel.server.certificates import Material
 from wstunnel.server.service import Places
-from wstunnel.settings import Address, Settings
+from wstunnel.settings import Address, Front, Settings
 
 __all__ = ["ListenerOrder", "Orders"]
 
@@ -19,6 +20,7 @@ class ListenerOrder:
     fd: int
     address: Address
     is_shared: bool
+    front: Front = field(default_factory=Front)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Orders:
     channel_fd: int
     row: int
     generation: int
+    material: Material = field(default_factory=Material)
 
     def write(self) -> int:
         """A descriptor to read them from, at its start."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from types import TracebackType
 
 from wstunnel.net.listen import Listener, open_listener
 from wstunnel.proto.close import CloseCode
 from wstunnel.server.budget import connection_budget
+from wstunnel.server.certificates import CertificateWatch, material_of, renew, servers_of
 from wstunnel.server.service import Service, forks_of, hosts_of, places_of
 from wstunnel.server.worker import Worker
 from wstunnel.settings import Address, Settings
@@ -29,9 +31,11 @@ class Tunnel:
 
     Leaving the block ends every tunnel with CLOSE 1001 after what was received is delivered, ends the backends
     that were spawned, and unlinks their sockets. What concerns processes (workers, user, group, control, the log)
-    is not for a library: those settings are not looked at.
+    is not for a library: those settings are not looked at. Files with certificates are read by it, and again when they
+    change.
 
-    raises  StartError, from `start`, when an address, a socket or a program cannot be had
+    raises  from `start`: StartError when an address, a socket or a program cannot be had; ConfigError when a
+            certificate or its key cannot be used
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,6 +44,7 @@ class Tunnel:
         self._board: Board | None = None
         self._pools: Pools | None = None
         self._forks: Forks | None = None
+        self._watch: CertificateWatch | None = None
         self._worker: Worker | None = None
         self._stopping: Worker | None = None
         self._ending = asyncio.Lock()
@@ -58,10 +63,12 @@ class Tunnel:
             raise RuntimeError("this Tunnel runs already; stop it first, or make another one")
         settings, limits = self.settings, self.settings.limits
         max_connections = connection_budget(settings)
+        material = material_of(settings)
+        tls = servers_of(settings.fronts, material)
         try:
-            for address in settings.listen:
+            for address, front in zip(settings.addresses, settings.fronts, strict=True):
                 listener = open_listener(address, backlog=limits.accept.listen_backlog)
-                listener.front = settings
+                listener.front, listener.tls = front, tls.get(front)
                 self._listeners.append(listener)
             self._board = Board(limits.master, is_shared=False)
             service: Service | None = None
@@ -84,6 +91,7 @@ class Tunnel:
                 row=row,
                 io=settings.io,
             )
+            self._watch = CertificateWatch(tls, material, limits.certificate, partial(renew, tls))
         except BaseException:
             await self.stop()
             raise
@@ -96,6 +104,8 @@ class Tunnel:
         """
         async with self._ending:
             self._stopping, self._worker = self._worker, None
+            if self._watch is not None:
+                self._watch.stop()
             try:
                 if self._stopping is not None:
                     await self._drain(self._stopping)

@@ -10,9 +10,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.authority import Authority
 from wstunnel.config.check import as_toml
 from wstunnel.config.toml import load
-from wstunnel.settings import Condition, Host, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Condition, Entrance, Host, Route, Settings, TcpAddress, UnixAddress
 
 NAMES = st.text(
     st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/?#%"), min_size=1, max_size=8
@@ -147,8 +148,17 @@ def routes(draw: st.DrawFn, number: int) -> Route:
     return Route(**fields, hosts=tuple(many[: draw(st.integers(1, 3))]))
 
 
+FRONT = {"h2c": st.booleans(), "max_streams": st.integers(1, 10_000_000)}
+LISTENERS = st.lists(
+    st.builds(Entrance, listen=PATHS.map(lambda path: (UnixAddress("/e" + path),)), **FRONT),
+    max_size=2,
+    unique_by=lambda entrance: entrance.listen,
+).map(tuple)
+
 SETTINGS = st.builds(
     Settings,
+    listeners=LISTENERS,
+    **FRONT,
     listen=st.lists(
         st.one_of(
             st.builds(TcpAddress, st.sampled_from(["0.0.0.0", "::1", "localhost"]), st.integers(1, 999)),
@@ -189,7 +199,6 @@ listen = ["127.0.0.1:8081"]
 workers = 1
 io = "auto"
 # control: in the runtime folder, named after the first listener
-tls-client-verify = "required"
 h2c = false
 max-streams = 128
 drain-timeout = 10
@@ -261,3 +270,41 @@ def test_files_say_nothing_of_backends():
         f'{TOP}\n[[route]]\npath = "/"\ngateway = "static"\nalias = "/usr"\nindex-file-names = ["index.html"]\n'
         'mimetype-assign = { ".x" = "text/plain" }\n'
     )
+
+
+def test_fronts_are_shown_with_their_listeners(authority: Authority):
+    files = authority.files("a")
+    tls: dict[str, Any] = {
+        "tls_cert": (files.cert, files.both),
+        "tls_key": (files.key, files.both),
+        "tls_client_ca": authority.ca,
+        "tls_client_verify": "optional",
+    }
+    entrance = Entrance(listen=(TcpAddress("::1", 2), UnixAddress("/e")), **tls)
+    route = Route(host="a.b", port=1)
+    for shown in (
+        Settings(listen=(), listeners=(entrance, Entrance(listen=(TcpAddress("::1", 3),))), routes=(route,)),
+        Settings(listeners=(entrance,), routes=(route,), **tls, max_streams=7),
+    ):
+        text = as_toml(shown)
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "wstunnel.toml")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+            assert load(path) == shown
+        table = text.partition("[[listener]]\n")[2].partition("\n\n")[0]
+        assert table.splitlines() == [
+            'listen = ["[::1]:2", "unix:/e"]',
+            f'tls-cert = ["{files.cert}", "{files.both}"]',
+            f'tls-key = ["{files.key}", "{files.both}"]',
+            f'tls-client-ca = "{authority.ca}"',
+            'tls-client-verify = "optional"',
+            "h2c = false",
+            "max-streams = 128",
+        ]
+
+
+def test_a_front_that_nobody_reaches_is_not_shown():
+    shown = as_toml(Settings(listen=(), h2c=True, listeners=(Entrance(listen=(UnixAddress("/e"),)),)))
+    assert "listen =" not in shown.partition("[[listener]]")[0]
+    assert "h2c" not in shown.partition("[[listener]]")[0]

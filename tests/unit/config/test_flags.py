@@ -11,6 +11,7 @@ import signal
 
 import pytest
 
+from tests.authority import Authority
 from wstunnel.config.flags import COMMANDS, asked_of_running, flag_parser, settings_of
 from wstunnel.config.options import ROUTE_OPTIONS, SERVER_OPTIONS
 from wstunnel.errors import ConfigError
@@ -102,6 +103,27 @@ def test_every_flag_reaches_its_setting(folder, monkeypatch):
             ),
         ),
     )
+
+
+def test_certificates_are_flags_that_may_be_repeated(authority: Authority):
+    a, b = authority.files("a"), authority.files("b")
+    words = ("--tls-cert", a.cert, "--tls-key", a.key, "--tls-cert", b.both, "--tls-key", b.both)
+    front = ("--tls-client-ca", authority.ca, "--tls-client-verify", "optional", "--max-streams", "7")
+    assert settings(*words, *front, "--port", "7000") == Settings(
+        tls_cert=(a.cert, b.both),
+        tls_key=(a.key, b.both),
+        tls_client_ca=authority.ca,
+        tls_client_verify="optional",
+        max_streams=7,
+        routes=(Route(host="127.0.0.1", port=7000),),
+    )
+    assert settings("--h2c", "true", "--port", "7000").h2c
+
+
+def test_a_listen_flag_is_in_the_place_of_all_listeners_of_a_file(tmp_path):
+    (tmp_path / "a.toml").write_text('[[listener]]\nlisten = "127.0.0.1:1"\n[[route]]\nport = 7\n')
+    assert settings("-f", "a.toml").addresses == (TcpAddress("127.0.0.1", 1),)
+    assert settings("-f", "a.toml", "--listen", "127.0.0.1:2").addresses == (TcpAddress("127.0.0.1", 2),)
 
 
 def test_a_program_for_each_tunnel_is_a_flag_too(folder):

@@ -34,7 +34,7 @@ def refusal_of_word(name: str, word: str) -> str:
 
 def test_every_field_but_routes_and_limits_is_an_option():
     fields = {each.name for each in (*dataclasses.fields(Settings), *dataclasses.fields(Route))}
-    assert {option.field for option in OPTIONS.values()} == fields - {"routes", "hosts", "limits"}
+    assert {option.field for option in OPTIONS.values()} == fields - {"routes", "listeners", "hosts", "limits"}
 
 
 def test_what_a_host_takes_a_route_takes_for_its_own_host():

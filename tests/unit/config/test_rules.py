@@ -7,14 +7,17 @@ import os
 import pwd
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
+from tests.authority import Authority
 from wstunnel.config.drafts import Draft, Place, Problems
 from wstunnel.config.rules import Settled, settle
 from wstunnel.errors import ConfigError
-from wstunnel.settings import Host, Route, TcpAddress, UnixAddress
+from wstunnel.server.certificates import Material
+from wstunnel.settings import Entrance, Front, Host, Route, TcpAddress, UnixAddress
 
 NO_BACKEND = "has no backend: it takes a socket, a port (and a host), a bin-path or a stdio"
 NO_HOST = "has no backend: it takes a socket, a port (and a host), a bin-path"
@@ -28,11 +31,19 @@ class Asked:
     def __init__(self, base: str) -> None:
         self.base = base
 
-    def __call__(self, *routes: dict[str, object], refused: set[str] | None = None, **server: object) -> Settled:
+    def __call__(
+        self,
+        *routes: dict[str, object],
+        refused: set[str] | None = None,
+        listeners: Sequence[dict[str, object]] = (),
+        **server: object,
+    ) -> Settled:
         drafts = [
             self._draft(number, str(number), dict(values), refused or set()) for number, values in enumerate(routes, 1)
         ]
-        return settle([Draft(self._where(0, "server"), self.base, dict(server))], drafts, Problems())
+        top = Draft(self._where(0, "server"), self.base, dict(server))
+        top.listeners = [self._draft(0, f"l{number}", dict(each), set()) for number, each in enumerate(listeners, 1)]
+        return settle([top], drafts, Problems())
 
     def _draft(self, line: int, name: str, values: dict[str, object], refused: set[str]) -> Draft:
         hosts: list[dict[str, object]] | None = values.pop("hosts", None)
@@ -47,9 +58,15 @@ class Asked:
     def _where(line: int, of: str) -> Callable[[str | None], Place]:
         return lambda name: Place(line, f"{of}.{name or '-'}")
 
-    def problems(self, *routes: dict[str, object], refused: set[str] | None = None, **server: object) -> list[str]:
+    def problems(
+        self,
+        *routes: dict[str, object],
+        refused: set[str] | None = None,
+        listeners: Sequence[dict[str, object]] = (),
+        **server: object,
+    ) -> list[str]:
         with pytest.raises(ConfigError) as caught:
-            self(*routes, refused=refused, **server)
+            self(*routes, refused=refused, listeners=listeners, **server)
         return list(caught.value.problems)
 
 
@@ -674,3 +691,124 @@ def test_an_argument_that_the_program_will_not_find_is_warned_of(asked):
 
 def test_an_argument_beside_the_program_is_found(asked):
     assert asked({"port": 1, "bin_path": ("./echo", "notes")}).warnings == ()
+
+
+# --- fronts
+
+ECHO = {"port": 7}
+ADDRESS, OTHER, THIRD = TcpAddress("127.0.0.1", 1), TcpAddress("127.0.0.1", 2), UnixAddress("/run/wstunnel/third")
+
+
+def test_listeners_beside_listen_have_fronts_of_their_own(asked, authority: Authority):
+    files = authority.files("a")
+    settled = asked(
+        ECHO,
+        listen=(ADDRESS,),
+        h2c=True,
+        listeners=[{"listen": (OTHER, THIRD), "tls_cert": (files.cert,), "tls_key": (files.key,)}],
+        allow_unsafe_places=True,
+    )
+    tls = Front(tls_cert=(files.cert,), tls_key=(files.key,))
+    assert settled.settings.addresses == (ADDRESS, OTHER, THIRD)
+    assert settled.settings.fronts == (Front(h2c=True), tls, tls)
+    assert settled.material.pem.keys() == {files.cert, files.key}
+
+
+def test_without_listen_the_listeners_are_all(asked):
+    assert asked(ECHO, listeners=[{"listen": (OTHER,)}]).settings.addresses == (OTHER,)
+    assert asked(ECHO).settings.addresses == (TcpAddress("127.0.0.1", 8081),)
+
+
+def test_a_later_listen_is_in_the_place_of_all_listeners(asked):
+    file = Draft(asked._where(0, "file"), asked.base, {"h2c": True})
+    file.listeners = [Draft(asked._where(0, "l1"), asked.base, {"listen": (OTHER,), "max_streams": 7})]
+    flags = Draft(asked._where(0, "flags"), asked.base, {"listen": (ADDRESS,)})
+    settings = settle([file, flags], [Draft(asked._where(1, "1"), asked.base, dict(ECHO))], Problems()).settings
+    assert (settings.addresses, settings.fronts) == ((ADDRESS,), (Front(h2c=True),))
+
+
+def test_options_for_listen_are_warned_of_where_there_is_no_listen(asked):
+    settled = asked(ECHO, h2c=True, listeners=[{"listen": (OTHER,)}])
+    told = "server.h2c: without effect: it is for listen, and every [[listener]] has its own"
+    assert (settled.warnings, settled.settings.listeners) == ((told,), (Entrance(listen=(OTHER,)),))
+
+
+@pytest.mark.parametrize(
+    ("server", "listeners", "told"),
+    [
+        ({}, [{"h2c": True}], ["l1.-: needs an address to serve: listen"]),
+        ({"listen": (OTHER,)}, [{"listen": (OTHER,)}], ['l1.listen: "127.0.0.1:2" stands at server.listen already']),
+        ({}, [{"listen": (OTHER, OTHER)}], ['l1.listen: "127.0.0.1:2" stands there twice']),
+        ({"tls_key": ("a",)}, [], ["server.tls_key: needs a tls-cert beside it"]),
+        ({}, [{"listen": (OTHER,), "tls_client_ca": "a"}], ["l1.tls_client_ca: needs a tls-cert beside it"]),
+        (
+            {"tls_client_verify": "optional", "tls_cert": ("a",)},
+            [],
+            ["server.tls_client_verify: needs a tls-client-ca beside it"],
+        ),
+        (
+            {"tls_cert": ("a", "b", "c"), "tls_key": ("a", "b")},
+            [],
+            [
+                "server.tls_key: has 2 of 3 keys; name one for each, the certificate's own file where the key is in it",
+            ],
+        ),
+        (
+            {"tls_cert": ("a",), "io": "protocol"},
+            [],
+            ["server.tls_cert: cannot stand beside io = protocol, which is for sockets without TLS"],
+        ),
+        (
+            {"tls_cert": ("none",)},
+            [{"listen": (OTHER,), "tls_cert": ("nor",), "tls_key": ("that",)}],
+            [
+                'server.tls_cert: "{base}/none" cannot be read: no such file or directory',
+                'l1.tls_cert: "{base}/nor" cannot be read: no such file or directory',
+                'l1.tls_key: "{base}/that" cannot be read: no such file or directory',
+            ],
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_front_is_told_at_its_place(asked, server, listeners, told):
+    if listeners and "tls_cert" in server:
+        server = {"listen": (ADDRESS,), **server}
+    assert asked.problems(ECHO, listeners=listeners, **server) == [each.format(base=asked.base) for each in told]
+
+
+def test_an_option_that_could_not_be_read_is_not_missing(asked):
+    top = Draft(asked._where(0, "server"), asked.base, {"tls_key": ("a",)}, {"tls_cert"})
+    problems = Problems()
+    problems.add(Place(0, "server.tls_cert"), "is nothing")
+    with pytest.raises(ConfigError) as caught:
+        settle([top], [Draft(asked._where(1, "1"), asked.base, dict(ECHO))], problems)
+    assert caught.value.problems == ("server.tls_cert: is nothing",)
+
+
+def test_h2c_means_nothing_beside_tls(asked, authority: Authority):
+    settled = asked(ECHO, tls_cert=(authority.files("a").both,), h2c=True)
+    assert settled.warnings == ("server.h2c: without effect: with TLS clients take HTTP/2 as they like",)
+
+
+def test_unsafe_places_that_are_allowed_do_not_make_a_key_public(asked, authority: Authority):
+    files = authority.files("a")
+    os.chmod(files.both, 0o644)
+    (told,) = asked.problems(ECHO, tls_cert=(files.both,), allow_unsafe_places=True)
+    assert "holds a private key that others may read" in told
+
+
+def test_what_we_may_not_read_any_more_is_a_warning(asked, authority: Authority, monkeypatch):
+    files = authority.files("a")
+    top = Draft(asked._where(0, "server"), asked.base, {"tls_cert": (files.both,)})
+    held = Material({files.both: Path(files.both).read_bytes()})
+    opened = os.open
+
+    def checked(path: str, *more: int, **options: int) -> int:
+        if path == files.both:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *more, **options)
+
+    monkeypatch.setattr(os, "open", checked)
+    settled = settle([top], [Draft(asked._where(1, "1"), asked.base, dict(ECHO))], Problems(), held)
+    assert settled.material == held
+    (told,) = settled.warnings
+    assert told.startswith(f'server.tls_cert: "{files.both}" cannot be read any more: what it said stays in use')

@@ -9,9 +9,12 @@ from collections.abc import Callable
 
 import pytest
 
-from wstunnel.config.toml import load, read
+from tests.authority import Authority
+from wstunnel.config.drafts import Problems
+from wstunnel.config.rules import settle_server
+from wstunnel.config.toml import load, read, read_top
 from wstunnel.errors import ConfigError
-from wstunnel.settings import Host, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Entrance, Host, Route, Settings, TcpAddress, UnixAddress
 
 Write = Callable[[str], str]
 
@@ -262,6 +265,15 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_file(write, tmp_path)
         ("[[route]]\n[[route.hosts]]\n[[route.hosts]]\nport = 1", "wstunnel.toml:2: route[1].hosts[1]: has no "
          "backend: it takes a socket, a port (and a host), a bin-path"),
         ("[[route]]\nport.x = 1", "wstunnel.toml:2: route[1].port: needs a whole number from 1 to 65535, got a table"),
+        ("[[listener]]\n[[listener]]\nlisten = 1", "wstunnel.toml:3: listener[2].listen: needs a list such as"),
+        ("[[listener]]\nlisten = ':1'\nuser = 'x'", "wstunnel.toml:3: listener[1].user: unknown here; user stands at "
+         "the top of the file, before the first [[route]]"),
+        ("[[listener]]\nh2c = true", "wstunnel.toml:1: listener[1]: needs an address to serve: listen"),
+        ("[listener]\nh2c = true", "wstunnel.toml:1: listener: write [[listener]], with double brackets"),
+        ("[[listeners]]\nh2c = true", "wstunnel.toml:1: listeners: unknown; further listeners are written as "
+         "[[listener]]"),
+        ("lisen = ['127.0.0.1:1']", "wstunnel.toml:1: lisen: unknown; did you mean listen?"),
+        ("tls-cert = 'a'\n[[route]]\nport = 1", 'wstunnel.toml:1: tls-cert: "'),
     ],
 )  # fmt: skip
 def test_a_name_or_table_out_of_place_is_told(write, text, problem):
@@ -328,3 +340,32 @@ def test_the_examples_are_sound():
     settled = read(path)
     assert settled.settings.routes
     assert settled.warnings == ()
+
+
+def test_a_listener_may_have_one_address_or_several(write, authority: Authority):
+    files = authority.files("a")
+    path = write(
+        f"""
+        [[listener]]
+        listen = "127.0.0.1:1"
+        tls-cert = "{os.path.basename(files.cert)}"
+        tls-key = ["{files.key}"]
+        max-streams = 7
+        [[listener]]
+        listen = ["[::1]:2", "unix:s"]
+        h2c = true
+        [[route]]
+        port = 7
+        """
+    )
+    assert load(path).listeners == (
+        Entrance(listen=(TcpAddress("127.0.0.1", 1),), tls_cert=(files.cert,), tls_key=(files.key,), max_streams=7),
+        Entrance(listen=(TcpAddress("::1", 2), UnixAddress(os.path.abspath("s"))), h2c=True),
+    )
+
+
+def test_listeners_tell_which_one_runs_whatever_else_is_wrong(write):
+    path = write("[[listener]]\nlisten = '127.0.0.1:5'\ntls-cert = 5\n[[route]]\nno = 1")
+    problems = Problems()
+    settings = settle_server([read_top(path, ("listen", "control"), problems)], problems)
+    assert settings.addresses == (TcpAddress("127.0.0.1", 5),)

@@ -20,6 +20,7 @@ from tests.wire.sockets import DEADLINE_S, eventually, turns
 from wstunnel.errors import StartError
 from wstunnel.limits import Limits, MasterLimits, RestartLimits
 from wstunnel.proto.close import CloseCode
+from wstunnel.server.certificates import Material
 from wstunnel.server.crew import Crew
 from wstunnel.server.messages import Cut, Death, Exited, Fork, Forked, Leave, Quiet, Ready, Release, Reopen, Unforked
 from wstunnel.server.service import forks_of
@@ -68,6 +69,7 @@ class Scene:
             board=self.board,
             places=((),) * len(routes),
             listeners=[()] * workers,
+            material=Material(),
             forks=forks_of(settings),
             slot_rows=lambda: [1, 3],
             on_ended=self._note_ended,
@@ -102,6 +104,22 @@ async def alone(stage: Stage, count: int) -> Actor:
     """The actor who has come as number `count`."""
     await eventually(lambda: len(stage.actors) >= count, f"actor {count} is on stage")
     return stage.actors[count - 1]
+
+
+# --- certificates
+
+
+def test_new_certificates_reach_every_worker_and_those_who_come_later(run: Run, stage: Stage):
+    async def story() -> None:
+        async with scene(2) as it:
+            await it.crew.start()
+            material = Material({"/a.pem": b"\xffPEM" * 100_000})  # more than a message may have
+            it.crew.renew(material)
+            await eventually(lambda: [each.material for each in stage.actors] == [material] * 2, "they have them")
+            stage.actors[0].die()
+            assert (await alone(stage, 3)).orders.material == material
+
+    run(story())
 
 
 # --- the start

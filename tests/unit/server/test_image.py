@@ -22,6 +22,7 @@ from wstunnel.server.image import STATE_FORMAT, STATE_VARIABLE, Image, inherited
 
 ROOT = Path(cli.__file__).parent.parent
 SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+STATE: dict[str, object] = {"material": {}}
 
 
 @pytest.fixture(autouse=True)
@@ -42,29 +43,29 @@ def python(program: str) -> tuple[str, ...]:
 
 def test_the_arguments_are_checked_by_the_program_that_would_run(run: Run, tmp_path):
     program = python(f"import sys; open({str(tmp_path / 'said')!r}, 'w').write(repr(sys.argv[1:]))")
-    run(Image(program, ("--port", "7000")).try_out(DEADLINE_S))
+    run(Image(program, ("--port", "7000")).try_out(STATE, DEADLINE_S))
     assert (tmp_path / "said").read_text() == "['check', '--port', '7000']"
 
 
 def test_what_the_program_says_last_against_it_is_the_reason(run: Run):
     program = python("import sys; sys.exit('first\\nthe option --x is gone\\x1b')")
     with pytest.raises(StartError, match=r"the new version does not start: the option --x is gone\\x1b$"):
-        run(Image(program, ()).try_out(DEADLINE_S))
+        run(Image(program, ()).try_out(STATE, DEADLINE_S))
 
 
 def test_a_program_that_is_not_there_is_the_reason(run: Run):
     with pytest.raises(StartError, match="/nowhere/python: cannot be started: No such file or directory"):
-        run(Image(("/nowhere/python",), ()).try_out(DEADLINE_S))
+        run(Image(("/nowhere/python",), ()).try_out(STATE, DEADLINE_S))
 
 
 def test_a_program_that_hangs_is_ended(run: Run):
     with pytest.raises(StartError, match=r"the new version said nothing for 0\.05 s"):
-        run(Image(("/bin/sh", "-c", "exec sleep 1000"), ()).try_out(0.05))
+        run(Image(("/bin/sh", "-c", "exec sleep 1000"), ()).try_out(STATE, 0.05))
 
 
 def test_a_trial_that_is_cancelled_leaves_no_process(run: Run):
     async def story() -> None:
-        task = asyncio.create_task(Image(("/bin/sh", "-c", "exec sleep 1000"), ()).try_out(DEADLINE_S))
+        task = asyncio.create_task(Image(("/bin/sh", "-c", "exec sleep 1000"), ()).try_out(STATE, DEADLINE_S))
         while not children():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
         task.cancel()
@@ -76,7 +77,7 @@ def test_a_trial_that_is_cancelled_leaves_no_process(run: Run):
 
 def test_this_very_version_takes_over_from_itself(run: Run, monkeypatch):
     monkeypatch.chdir(ROOT)
-    run(Image((sys.executable, "-m", "wstunnel"), ("--port", "7000")).try_out(DEADLINE_S))
+    run(Image((sys.executable, "-m", "wstunnel"), ("--port", "7000")).try_out(STATE, DEADLINE_S))
 
 
 def test_a_version_with_another_form_of_state_is_refused_before_anything_happens(run: Run, monkeypatch):
@@ -89,7 +90,7 @@ def test_a_version_with_another_form_of_state_is_refused_before_anything_happens
         sys.exit(main(sys.argv[1:]))
     """)
     with pytest.raises(StartError, match="this version cannot go on where the one that runs has stopped"):
-        run(Image(later, ("--port", "7000")).try_out(DEADLINE_S))
+        run(Image(later, ("--port", "7000")).try_out(STATE, DEADLINE_S))
 
 
 # --- becoming

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -14,18 +15,20 @@ from typing import Any
 
 import pytest
 
+from tests.authority import Authority
 from tests.conftest import Run, children, open_descriptors
 from tests.system.programs import ECHO, ECHO_DEAF, program, shell
 from tests.wire.crews import Actor, Stage, stage
 from tests.wire.sockets import DEADLINE_S, eventually, turns
 from wstunnel.errors import ConfigError, StartError
-from wstunnel.limits import Limits, MasterLimits, RestartLimits, SpawnLimits
+from wstunnel.limits import CertificateLimits, Limits, MasterLimits, RestartLimits, SpawnLimits
 from wstunnel.server import master as master_module
+from wstunnel.server.certificates import Material, material_of
 from wstunnel.server.image import Image
 from wstunnel.server.master import Master, worker_count
 from wstunnel.server.messages import Cut, Fork, Leave, Quiet
 from wstunnel.server.notify import Notifier
-from wstunnel.settings import Address, Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Address, Entrance, Front, Route, Settings, TcpAddress, UnixAddress
 
 __all__ = ["stage"]
 
@@ -66,15 +69,17 @@ class Scene:
         self.served: list[tuple[Address, ...]] = []
         self.image = Image(("/nowhere/python",), ())
 
-    def reread(self) -> Settings:
+    def reread(self, held: Material) -> tuple[Settings, Material]:
         self.rereads += 1
+        self.held = held
         if self.error is not None:
             raise self.error
-        return self.settings
+        return self.settings, material_of(self.settings)
 
     def make(self, control_at: Callable[..., str] | None = None) -> Master:
         self.master = Master(
             self.settings,
+            material=material_of(self.settings),
             reread=self.reread,
             control_at=control_at or (lambda _settings, _bound: self.control),
             passed=(),
@@ -706,5 +711,69 @@ def test_a_stop_while_the_next_version_is_tried_out_ends_that_too(run: Run, stag
             scene.master.stop()
             async with asyncio.timeout(DEADLINE_S / 2):
                 await running
+
+    run(story())
+
+
+# --- certificates
+
+SOON = dataclasses.replace(LIMITS, certificate=CertificateLimits(look_s=0.02))
+
+
+def serials(stage: Stage, path: str) -> list[bytes]:
+    """What each worker that has played takes for the certificate."""
+    return [actor.material.pem[path] for actor in stage.actors]
+
+
+def test_each_listener_has_the_front_that_the_settings_say(run: Run, stage: Stage, tmp_path, authority: Authority):
+    files = authority.files("a")
+
+    async def story() -> None:
+        scene = Scene(
+            tmp_path,
+            Route(socket="/nowhere"),
+            h2c=True,
+            listeners=(
+                Entrance(listen=(TcpAddress("127.0.0.1", 0),), tls_cert=(files.both,)),
+                Entrance(listen=(TcpAddress("127.0.0.1", 0),), max_streams=7),
+            ),
+        )
+        async with scene.serving():
+            orders = stage.actors[0].orders
+            plain = Front(h2c=True)
+            fronts = [plain, plain, Front(tls_cert=(files.both,)), Front(max_streams=7)]
+            assert [each.front for each in orders.listeners] == fronts
+            assert len({str(each.address) for each in orders.listeners}) == 4
+            assert orders.material.pem.keys() == {files.both}
+
+    run(story())
+
+
+def test_workers_hear_of_a_new_certificate_and_are_not_replaced(run: Run, stage: Stage, tmp_path, authority: Authority):
+    async def story() -> None:
+        files = authority.files("a")
+        scene = Scene(tmp_path, Route(socket="/nowhere"), tls_cert=(files.both,), workers=2, limits=SOON)
+        async with scene.serving():
+            authority.files("a")
+            new = Path(files.both).read_bytes()
+            await eventually(lambda: serials(stage, files.both) == [new, new], "both have it")
+            assert scene.master._export()["material"][files.both].encode() == new
+
+    run(story())
+
+
+def test_a_reload_reads_certificates_and_what_was_read_is_at_hand(
+    run: Run, stage: Stage, tmp_path, authority: Authority
+):
+    async def story() -> None:
+        files = authority.files("a")
+        scene = Scene(tmp_path, Route(socket="/nowhere"), tls_cert=(files.both,))
+        async with scene.serving():
+            old = Path(files.both).read_bytes()
+            authority.files("a")
+            scene.master.reload()
+            await eventually(lambda: scene.master._generation == 2, "it is reloaded")
+            assert serials(stage, files.both) == [old, Path(files.both).read_bytes()]
+            assert scene.held == Material({files.both: old})
 
     run(story())

@@ -20,6 +20,7 @@ from wstunnel.server.messages import (
     Quiet,
     Ready,
     Release,
+    Renew,
     Reopen,
     Unforked,
     decode,
@@ -44,6 +45,7 @@ from wstunnel.server.messages import (
         Exited(5, 1, "died at a.pl line 3"),
         Exited(6, None),
         Release(7),
+        Renew(),
     ],
     ids=lambda message: type(message).__name__,
 )

@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
+from tests.authority import Authority
 from tests.conftest import Run, children, open_descriptors
 from tests.wire.backends import Backend
 from tests.wire.clients import Client
 from tests.wire.sockets import eventually, turns
-from wstunnel.errors import StartError
+from wstunnel.errors import ConfigError, StartError
+from wstunnel.limits import CertificateLimits, Limits
 from wstunnel.server import tunnel as tunnel_module
 from wstunnel.server.tunnel import Tunnel
-from wstunnel.settings import Route, Settings, TcpAddress, UnixAddress
+from wstunnel.settings import Entrance, Route, Settings, TcpAddress, UnixAddress
 
 ANY_PORT = TcpAddress("127.0.0.1", 0)
 SLEEPER = ("/bin/sleep", "1000")
@@ -311,3 +313,46 @@ def test_a_tunnel_that_takes_too_long_is_cut_after_the_drain_time(run: Run, back
             assert await slow.wire.recv() == b""
 
     run(check())
+
+
+# --- certificates
+
+
+async def serial_at(address: TcpAddress, authority: Authority) -> int:
+    """Of the certificate that a new client is shown."""
+    _, writer = await asyncio.open_connection(
+        address.host, address.port, ssl=authority.trusting(), server_hostname="localhost"
+    )
+    shown: dict[str, Any] = writer.get_extra_info("peercert")
+    writer.transport.abort()
+    return int(shown["serialNumber"], 16)
+
+
+def test_it_reads_certificates_itself_and_again_when_they_change(run: Run, authority: Authority):
+    async def check() -> None:
+        files = authority.files("a")
+        limits = Limits(certificate=CertificateLimits(look_s=0.02))
+        settings = Settings(
+            listen=(ANY_PORT,),
+            listeners=(Entrance(listen=(ANY_PORT,), tls_cert=(files.cert,), tls_key=(files.key,)),),
+            document_root="/",
+            limits=limits,
+        )
+        async with Tunnel(settings) as tunnel:
+            plain, tls = tunnel.addresses
+            visitor = await Client.reach(plain)
+            assert (await visitor.request("/nowhere")).status == 404
+            visitor.close()
+            assert await serial_at(tls, authority) == files.serial
+            files = authority.files("a")
+            async with asyncio.timeout(30):
+                while await serial_at(tls, authority) != files.serial:
+                    pass
+
+    run(check())
+
+
+def test_a_certificate_that_is_of_no_use_is_told_before_anything_is_bound(run: Run, authority: Authority):
+    files = authority.files("a")
+    settings = Settings(listen=(ANY_PORT,), tls_cert=(files.cert,), document_root="/")
+    run(fails_to_start(settings, ConfigError, "tls-cert: .* holds no private key in PEM form"))

@@ -20,6 +20,7 @@ from wstunnel.config.lighttpd.values import Value
 from wstunnel.config.names import nearest
 from wstunnel.config.options import SERVER_OPTIONS, OptionError, shown
 from wstunnel.config.rules import Settled, settle
+from wstunnel.server.certificates import Material
 from wstunnel.settings import Address, Settings
 
 __all__ = ["load", "read", "read_top"]
@@ -38,8 +39,11 @@ def load(path: str) -> Settings:
     return read(path).settings
 
 
-def read(path: str, over: Draft | None = None) -> Settled:
-    """What `load` gives, with its warnings; the values of `over` (the command line) win over those of the file."""
+def read(path: str, over: Draft | None = None, held: Material | None = None) -> Settled:
+    """What `load` gives, with its warnings; the values of `over` (the command line) win over those of the file.
+
+    in      held  as for `settle`
+    """
     problems = Problems()
     conversion = _Conversion(path, problems)
     server = conversion.server()
@@ -48,7 +52,7 @@ def read(path: str, over: Draft | None = None) -> Settled:
     if not routes and not any(draft.has("document_root") for draft in (server, over) if draft is not None):
         problems.raise_any()  # which may be why
         problems.add(Place(0, path), "nothing to serve: it takes a server.document-root, or a wstunnel.server")
-    return settle([server] if over is None else [server, over], routes, problems)
+    return settle([server] if over is None else [server, over], routes, problems, held)
 
 
 def read_top(path: str, fields: Collection[str]) -> Draft:
