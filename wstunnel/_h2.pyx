@@ -293,8 +293,10 @@ cdef class H2Wire(Stream):
     cdef int shut_socket(self) except -1:
         if not self.is_shut:
             self.shut_down()
-            self.is_shut = self.queue_bytes == 0
-            if self.is_shut and self.is_at_eof:
+            if self.queue_bytes:
+                return 0        # close_notify waits, and `flush` comes back here
+            self.is_shut = True
+            if self.is_at_eof:
                 self.lose(None)
         return 0
 

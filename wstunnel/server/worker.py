@@ -165,8 +165,7 @@ class Worker:
         if listener.tls is not None:
             self._shake_hands(fd, peer, local, listener, listener.tls)
             return
-        on_h2 = partial(self._go_on_by_h2, listener) if listener.front.h2c else None
-        connection = self._connection(peer, local, on_h2=on_h2)
+        connection = self._connection(peer, local, listener)
         if self._is_over_hub:
             self._attach(connection, fd, peer)
             return
@@ -256,7 +255,7 @@ class Worker:
             self._connections.add(over)
             self._start(over, handshake)
             return
-        connection = self._connection(peer, local, scheme="https", subject=subject, spent_s=spent_s)
+        connection = self._connection(peer, local, listener, subject=subject, spent_s=spent_s)
         if self._is_quiet:
             connection.drain(is_patient=self._leave_code is None)
         try:
@@ -266,28 +265,21 @@ class Worker:
             self._connection_closed(connection)
 
     def _connection(
-        self,
-        peer: str,
-        local: str,
-        *,
-        scheme: str = "http",
-        subject: str = "",
-        spent_s: float = 0.0,
-        on_h2: Callable[[H1Connection, PlainTransport, bytes], None] | None = None,
+        self, peer: str, local: str, listener: Listener, *, subject: str = "", spent_s: float = 0.0
     ) -> H1Connection:
         connection = H1Connection(
             loop=self._loop,
             on_request=self._router.serve,
             peer=peer,
             local=local,
-            scheme=scheme,
+            scheme="http" if listener.tls is None else "https",
             subject=subject,
             limits=self._limits.head,
             body_limits=self._limits.gateway,
             wheel=self._wheel,
             buffer=self._hub.view,
             on_closed=self._connection_closed,
-            on_h2=on_h2,
+            on_h2=partial(self._go_on_by_h2, listener) if listener.front.h2c and listener.tls is None else None,
             spent_s=spent_s,
         )
         self._connections.add(connection)

@@ -9,6 +9,8 @@ import os
 import socket
 from typing import Any
 
+import h2.connection
+import h2.events
 import pytest
 
 from tests.conftest import Run, open_descriptors
@@ -711,5 +713,29 @@ def test_the_time_of_a_head_begins_with_the_accept(run: Run):
             await peer.shake()
             assert (await peer.recv_to_end()).startswith(b"HTTP/1.1 408 ")
             assert loop.time() - begun_s < 0.95
+
+    run(check())
+
+
+def test_http2_is_spoken_with_those_who_choose_it(run: Run):
+    async def check() -> None:
+        async with Stand(tls=ServerTls(credentials(), alpn=("h2", "http/1.1"))) as stand:
+            context = client_context()
+            context.set_alpn_protocols(["h2"])
+            client = await TlsClient.meet(stand.listener.address, context)
+            engine = h2.connection.H2Connection()
+            engine.initiate_connection()
+            fields = [(":method", "GET"), (":path", "/nowhere"), (":scheme", "https"), (":authority", "tunnel.test")]
+            engine.send_headers(1, fields, end_stream=True)
+            await client.send(engine.data_to_send())
+            events: list[h2.events.Event] = []
+            while not any(isinstance(event, h2.events.StreamEnded) for event in events):
+                events += engine.receive_data(await client.recv())
+            engine.close_connection()
+            await client.send(engine.data_to_send())
+            client.half_close()
+            await client.recv_to_end()
+            assert not client.peer.is_cut
+            client.close()
 
     run(check())
