@@ -719,7 +719,7 @@ def test_the_time_of_a_head_begins_with_the_accept(run: Run):
 
 def test_http2_is_spoken_with_those_who_choose_it(run: Run):
     async def check() -> None:
-        async with Stand(tls=ServerTls(credentials(), alpn=("h2", "http/1.1"))) as stand:
+        async with Stand(tls=ServerTls(credentials())) as stand:
             context = client_context()
             context.set_alpn_protocols(["h2"])
             client = await TlsClient.meet(stand.listener.address, context)
