@@ -135,6 +135,8 @@ cdef class H2Wire(Stream):
         else:
             if isinstance(before, PlainTransport):
                 if (<PlainTransport>before).is_ending:
+                    self.fd = -1    # that closes it
+                    self.is_lost = True
                     raise ConnectionResetError("the client is gone")
                 (<PlainTransport>before).protocol = None
             self.hub.pass_on(before, self)
@@ -195,8 +197,12 @@ cdef class H2Wire(Stream):
         self.rearm()
 
     def abort(self):
-        """End now."""
-        self.lose(None)
+        """End now: the client gets what its kernel takes at once."""
+        if not self.is_lost:
+            self.uncork()
+            if self.queue_bytes == 0:
+                self.part()
+            self.lose(None)
 
     @property
     def block_age_s(self):
@@ -249,8 +255,7 @@ cdef class H2Wire(Stream):
         self.is_at_eof = True
         self.rearm()
         for leg in list(self.legs.values()):
-            if leg.relay is not None:
-                leg.read_end()
+            leg.read_end()
         self.owner.eof()
         return 0
 
@@ -260,10 +265,13 @@ cdef class H2Wire(Stream):
         cdef ssize_t n
         if self.is_parsing or self.is_lost or self.is_at_eof or self.is_closing:
             return 0
-        if self.rest is not None:
-            self.go_on()
         ioctl(self.fd, FIONREAD, &arrived)
-        while arrived > 0 and self.rest is None and not self.is_lost and not self.is_closing:
+        while not (self.is_lost or self.is_closing):
+            if self.rest is not None:
+                self.go_on()
+                continue
+            if arrived <= 0:
+                break
             n = self.fetch(self.hub.inbox, self.hub.read_bytes)
             if n <= 0:
                 break       # whatever it is, it is told when the hub reads
@@ -470,9 +478,8 @@ cdef class H2Wire(Stream):
                 self.open_window(0, self.arrived)
                 self.arrived = 0
             leg.give_back()
-            if self.flags & FLAG_END_STREAM:
+            if self.flags & FLAG_END_STREAM and not leg.is_closed:
                 self.owner.tunnel_ended(self.stream_id)
-                leg.read_end()
             return 0
         if self.way == WAY_SMALL:
             return self.end_small()
@@ -699,10 +706,9 @@ cdef class H2Leg(_ClientLeg):
         """END_STREAM has been sent with what came before."""
         self.is_shut_wanted = self.is_shut = True
 
-    def note_input_ended(self):
+    def end_input(self):
         """The client has ended its side."""
-        if self.relay is None:
-            self.is_read_ended = True
+        self.read_end()
 
     def close_stream(self):
         """Nothing more of it is of interest."""

@@ -477,9 +477,10 @@ class H2Connection:
         self._goaway = self.loop.call_later(wait_s, self._close_door)
 
     def abort(self) -> None:
-        """End now."""
+        """End now. Tunnels are ended by whoever has them, before."""
         for exchange in list(self._exchanges.values()):
-            exchange.abort()
+            if not exchange.is_taken:
+                exchange.abort()
         self.wire.abort()
 
     # --- called by the wire
@@ -589,7 +590,7 @@ class H2Connection:
                 self._engine.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, StreamEnded):
             if (exchange := self._exchanges.get(event.stream_id)) is not None:
-                exchange.leg.note_input_ended()
+                exchange.leg.end_input()
                 exchange.end_body()
         elif isinstance(event, StreamReset):
             if not event.remote_reset:
@@ -623,7 +624,7 @@ class H2Connection:
         exchange = H2Exchange(self, request, has_own_key=has_own_key(fields), is_whole=is_whole)
         exchange.leg = self.wire.open_stream(stream_id, exchange, request.wants_websocket)
         if is_whole:
-            exchange.leg.note_input_ended()
+            exchange.leg.end_input()
         if not self._admit(exchange):
             self._engine.reset_stream(stream_id, ErrorCodes.REFUSED_STREAM)
             exchange.leg.forget()

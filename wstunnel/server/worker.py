@@ -145,10 +145,10 @@ class Worker:
             task.cancel()
         for handshake in list(self._handshakes):
             handshake.abort()
-        for connection in list(self._connections):
-            connection.abort()
         for session in list(self._sessions):
             session.relay.abort(code)
+        for connection in list(self._connections):
+            connection.abort()
         self._is_idle.set()
 
     def close(self) -> None:
@@ -182,13 +182,14 @@ class Worker:
         self._start(connection, transport, said)
 
     def _start(self, connection: H2Connection, before: PlainTransport | Handshake, said: bytes = b"") -> None:
-        if self._is_quiet:
-            connection.drain(is_patient=self._leave_code is None)
         try:
             connection.start(before, said)
         except OSError as error:
-            _log.error("%s: cannot be served: %s", connection.peer, error)
-            connection.abort()
+            _log.info("%s: cannot be served: %s", connection.peer, error)
+            self._connection_closed(connection)
+            return
+        if self._is_quiet:
+            connection.drain(is_patient=self._leave_code is None)
 
     def _h2(
         self, fd: int, listener: Listener, peer: str, local: str, subject: str, *, spent_s: float = 0.0
