@@ -686,8 +686,8 @@ cdef class H2Wire(Stream):
 cdef class H2Leg(_ClientLeg):
     """One stream: of a tunnel, or of a plain request and its answer. Made by `H2Wire.open_stream`.
 
-    in      owner   told `drained()` when nothing waits any more, and `fallen()` when the client has reset the stream, or
-                    the connection is over; not once a relay has the leg
+    in      owner   told `drained()` when nothing waits any more, `fallen()` when the client has reset the stream or the
+                    connection is over, neither while a relay has the leg; and `closed()`, once
     """
 
     # --- for net/h2.py
@@ -846,9 +846,10 @@ cdef class H2Leg(_ClientLeg):
             return 0
         if wire is not None and self.queue_bytes:
             wire.send_data(self, self.queue + self.queue_start, self.queue_bytes)
-        if wire is not None and not wire.is_lost and not self.is_reset_sent and not (self.is_read_ended and self.is_shut):
-            self.is_reset_sent = True
-            wire.owner.reset_stream(self.stream_id, NO_ERROR if self.is_shut else CANCEL)
+        if wire is not None and not wire.is_lost and not self.is_reset_sent:
+            if not (self.is_read_ended and self.is_shut):
+                self.is_reset_sent = True
+                wire.owner.reset_stream(self.stream_id, NO_ERROR if self.is_shut else CANCEL)
         self.mark_write_dead(0)
         if self.is_closed:
             return 0            # by the tunnel's end, to which the dropped queue has led
