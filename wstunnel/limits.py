@@ -280,6 +280,8 @@ class LogLimits:
     """Longest quotation of a peer's bytes in an error text."""
     path_chars: int = 512
     """Longest request path in an access line."""
+    subject_chars: int = 256
+    """Longest subject of a client's certificate in one."""
     stall_s: float = 0.1
     """A log whose reader does not read is waited for this long, and then not at all until it reads again."""
 

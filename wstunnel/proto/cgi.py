@@ -51,12 +51,16 @@ _VARIABLES = frozenset(
         "SERVER_PORT",
         "SERVER_PROTOCOL",
         "SERVER_SOFTWARE",
+        "SSL_CLIENT_S_DN",
+        "SSL_CLIENT_VERIFY",
     }
 )
 _FIELD_VARIABLE = re.compile(r"HTTP_(?!PROXY\Z)[A-Z0-9_]+")
 _AUTHORITY = re.compile(r"(?:\[([^\]]*)\]|([^:]*))(?::([0-9]*))?")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
+_PROTOCOLS = {"HTTP/2": "HTTP/2.0"}
+"""As lighttpd, Apache and nginx write them. A handshake is one of HTTP/1.1, however it came (RFC 8441 §5)."""
 
 _RESPONSE_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _RESPONSE_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -78,8 +82,8 @@ def variables(
     path_translated: str | None = None,
     with_upgrade: bool = True,
 ) -> dict[str, str]:
-    """What RFC 3875 §4.1 wants said about a request, with REQUEST_URI, REQUEST_SCHEME, HTTPS, REMOTE_PORT and
-    SERVER_ADDR, which lighttpd, Apache and websocketd add.
+    """What RFC 3875 §4.1 wants said about a request, with REQUEST_URI, REQUEST_SCHEME, HTTPS, REMOTE_PORT, SERVER_ADDR
+    and, over TLS, SSL_CLIENT_VERIFY and SSL_CLIENT_S_DN, which lighttpd, Apache and websocketd add.
 
     in      script_name  the part of the URL path that leads to the program: a route's prefix, or the whole path.
                          SCRIPT_NAME goes on to the end of the segment in which it ends; PATH_INFO is the rest
@@ -100,10 +104,11 @@ def variables(
     server_addr, server_port = _split_address(request.local)
     remote_addr, remote_port = _split_address(request.peer)
     host, host_port = _split_authority(request.host)
+    is_upgrade = with_upgrade and request.wants_websocket
     found = {
         "GATEWAY_INTERFACE": "CGI/1.1",
         "SERVER_SOFTWARE": software,
-        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_PROTOCOL": "HTTP/1.1" if is_upgrade else _PROTOCOLS.get(request.version, request.version),
         "SERVER_NAME": f"[{host}]" if ":" in host else host,
         "SERVER_ADDR": server_addr,
         "SERVER_PORT": server_port or host_port or _DEFAULT_PORTS.get(request.scheme, ""),
@@ -117,7 +122,9 @@ def variables(
         "QUERY_STRING": request.query,
     }
     if request.scheme == "https":
-        found["HTTPS"] = "on"
+        found |= {"HTTPS": "on", "SSL_CLIENT_VERIFY": "SUCCESS" if request.client_subject else "NONE"}
+    if request.client_subject:
+        found["SSL_CLIENT_S_DN"] = request.client_subject
     if content_length:
         found["CONTENT_LENGTH"] = str(content_length)
     if script_filename is not None:

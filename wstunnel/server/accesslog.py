@@ -7,8 +7,9 @@ import logging
 from wstunnel.errors import safe
 from wstunnel.limits import LogLimits
 from wstunnel.proto.close import describe
+from wstunnel.proto.request import Request
 
-__all__ = ["log_tunnel", "tunnels_are_logged"]
+__all__ = ["log_tunnel", "tunnels_are_logged", "wire_of"]
 
 _log = logging.getLogger("wstunnel.access")
 
@@ -18,10 +19,20 @@ def tunnels_are_logged() -> bool:
     return _log.isEnabledFor(logging.INFO)
 
 
+def wire_of(request: Request) -> str:
+    """How a client speaks to us: `http/1.1`, `http/1.1+tls`, `h2c` or `h2+tls`."""
+    has_tls = request.scheme == "https"
+    if request.version == "HTTP/2":
+        return "h2+tls" if has_tls else "h2c"
+    return "http/1.1+tls" if has_tls else "http/1.1"
+
+
 def log_tunnel(
     *,
     peer: str,
     path: str,
+    wire: str,
+    client_subject: str,
     backend: str,
     bytes_in: int,
     bytes_out: int,
@@ -32,7 +43,11 @@ def log_tunnel(
     closed_by: str,
     limits: LogLimits,
 ) -> None:
-    """Write the line: bytes are payload, `in` is from the client, `code` is RFC 6455's close code."""
+    """Write the line: bytes are payload, `in` is from the client, `code` is RFC 6455's close code.
+
+    in      wire            as `wire_of`
+            client_subject  as in Request; where it is empty, the line has no such field
+    """
     _log.info(
         "tunnel closed: %s",
         describe(code),
@@ -40,6 +55,8 @@ def log_tunnel(
             "fields": {
                 "peer": peer,
                 "path": safe(path, limits.path_chars),
+                "wire": wire,
+                **({"client_subject": safe(client_subject, limits.subject_chars)} if client_subject else {}),
                 "backend": backend,
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,

@@ -17,7 +17,7 @@ from wstunnel.limits import Limits
 from wstunnel.net.exchange import Taken
 from wstunnel.proto.close import CloseCode
 from wstunnel.proto.request import Request
-from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged
+from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged, wire_of
 from wstunnel.supervise.board import WorkerColumn, close_column
 
 __all__ = ["Session"]
@@ -41,7 +41,9 @@ class Session:
         "_path",
         "_peer",
         "_row",
+        "_subject",
         "_verdict",
+        "_wire",
         "relay",
     )
 
@@ -63,6 +65,8 @@ class Session:
         self._opened_s = hub.loop.time()
         self._peer = request.peer
         self._path = request.path
+        self._wire = wire_of(request)
+        self._subject = request.client_subject
         self._verdict: asyncio.Task[None] | None = None
         self.relay: Relay
 
@@ -139,6 +143,8 @@ class Session:
             log_tunnel(
                 peer=self._peer,
                 path=self._path,
+                wire=self._wire,
+                client_subject=self._subject,
                 backend=claim.name,
                 bytes_in=relay.bytes_in,
                 bytes_out=relay.bytes_out,

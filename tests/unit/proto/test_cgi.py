@@ -104,6 +104,36 @@ def test_https_is_said_of_https_only():
 
 
 @pytest.mark.parametrize(
+    ("scheme", "subject", "expected"),
+    [
+        ("http", "", {}),
+        ("https", "", {"SSL_CLIENT_VERIFY": "NONE"}),
+        ("https", "CN=ann", {"SSL_CLIENT_VERIFY": "SUCCESS", "SSL_CLIENT_S_DN": "CN=ann"}),
+    ],
+)
+def test_whom_a_certificate_names_is_said_by_us_alone(scheme, subject, expected):
+    own = (("ssl-client-verify", "SUCCESS"), ("ssl-client-s-dn", "CN=root"), ("remote-user", "root"), ("https", "on"))
+    said = found(request_of(scheme=scheme, client_subject=subject, headers=own))
+    assert {name: value for name, value in said.items() if name.startswith("SSL_")} == expected
+    assert ("HTTPS" in said) is (scheme == "https")
+    assert "REMOTE_USER" not in said
+
+
+@pytest.mark.parametrize(
+    ("version", "is_handshake", "with_upgrade", "expected"),
+    [
+        ("HTTP/1.1", False, True, "HTTP/1.1"),
+        ("HTTP/2", False, True, "HTTP/2.0"),
+        ("HTTP/2", True, False, "HTTP/2.0"),
+        ("HTTP/2", True, True, "HTTP/1.1"),
+    ],
+)
+def test_a_handshake_is_one_of_http_1_1_however_it_came(version, is_handshake, with_upgrade, expected):
+    request = request_of(version=version, wants_websocket=is_handshake)
+    assert found(request, with_upgrade=with_upgrade)["SERVER_PROTOCOL"] == expected
+
+
+@pytest.mark.parametrize(
     ("path", "script_name", "expected"),
     [
         ("/ws", "/ws", ("/ws", "")),
@@ -291,7 +321,7 @@ def test_a_newline_that_was_escaped_in_the_path_is_refused_too():
 
 def test_every_variable_may_be_said_and_no_other():
     every = found(
-        request_of(scheme="https", headers=(("content-type", "a"), ("x-a", "b"))),
+        request_of(scheme="https", client_subject="CN=a", headers=(("content-type", "a"), ("x-a", "b"))),
         content_length=1,
         script_filename="/a",
         document_root="/",

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from wstunnel.limits import LogLimits
-from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged
+from wstunnel.proto.request import Request
+from wstunnel.server.accesslog import log_tunnel, tunnels_are_logged, wire_of
 from wstunnel.server.logs import JsonFormatter, TextFormatter
 
 LINE: dict[str, Any] = {
     "peer": "127.0.0.1:4711",
     "path": "/ws",
+    "wire": "h2+tls",
+    "client_subject": "CN=ann",
     "backend": "echo-0",
     "bytes_in": 1,
     "bytes_out": 2,
@@ -66,6 +69,31 @@ def test_a_path_of_the_peers_making_can_neither_end_the_line_nor_fill_the_disk(r
     line = form.format(record(path='/\n"\x1b]0;x\x07é ' + "a" * 10_000))
     assert line.isprintable()
     assert len(line) < LogLimits().path_chars + 600
+
+
+def test_a_client_without_a_certificate_has_no_subject(record):
+    assert "client_subject" not in record(client_subject="").fields
+
+
+@pytest.mark.parametrize("form", [TextFormatter(), JsonFormatter()], ids=["text", "json"])
+def test_a_subject_can_neither_end_the_line_nor_fill_the_disk(record, form):
+    line = form.format(record(client_subject="CN=\n\x1b\x07" + "a" * 10_000))
+    assert line.isprintable()
+    assert len(line) < LogLimits().subject_chars + 600
+
+
+@pytest.mark.parametrize(
+    ("version", "scheme", "expected"),
+    [
+        ("HTTP/1.1", "http", "http/1.1"),
+        ("HTTP/1.1", "https", "http/1.1+tls"),
+        ("HTTP/2", "http", "h2c"),
+        ("HTTP/2", "https", "h2+tls"),
+    ],
+)
+def test_the_wire_is_named_in_a_word(version, scheme, expected):
+    about = {"method": "GET", "target": "/", "path": "/", "query": "", "host": "a", "headers": (), "peer": "unix:"}
+    assert wire_of(Request(**about, version=version, scheme=scheme)) == expected
 
 
 def test_an_ordinary_path_is_logged_as_it_is(record):

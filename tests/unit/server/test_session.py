@@ -160,6 +160,7 @@ def test_a_tunnel_is_joined_relayed_and_logged(run: Run, lines):
             assert line == {
                 "peer": "127.0.0.1:4711",
                 "path": "/ws",
+                "wire": "http/1.1",
                 "backend": "echo-0",
                 "bytes_in": 10,
                 "bytes_out": 4,
