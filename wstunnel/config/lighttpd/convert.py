@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from wstunnel.config.drafts import Draft, Place, Problems
@@ -16,9 +16,10 @@ from wstunnel.config.lighttpd.known import SERVER_OPTIONS as OF_SERVER
 from wstunnel.config.lighttpd.listeners import address_of
 from wstunnel.config.lighttpd.reading import entries, number, switch, text, texts
 from wstunnel.config.lighttpd.routes import Maker
+from wstunnel.config.lighttpd.tls import Certificates
 from wstunnel.config.lighttpd.values import Value
 from wstunnel.config.names import nearest
-from wstunnel.config.options import SERVER_OPTIONS, OptionError, shown
+from wstunnel.config.options import LISTENER_OPTIONS, SERVER_OPTIONS, OptionError, shown
 from wstunnel.config.rules import Settled, settle
 from wstunnel.server.certificates import Material
 from wstunnel.settings import Address, Settings
@@ -29,6 +30,7 @@ T = TypeVar("T")
 
 _DEFAULT_PORT = 80
 _GRACE = "server.graceful-shutdown-timeout"
+_H2, _H2C = "server.h2proto", "server.h2c"
 
 
 def load(path: str) -> Settings:
@@ -64,8 +66,18 @@ def read_top(path: str, fields: Collection[str]) -> Draft:
     conversion = _Conversion(path, problems)
     problems.raise_any()
     draft = conversion.server()
-    draft.values = {field: value for field, value in draft.values.items() if field in fields}
+    for each in (draft, *draft.listeners):
+        each.values = {field: value for field, value in each.values.items() if field in fields}
     return draft
+
+
+@dataclass(slots=True)
+class _Bound:
+    """An address where we listen, where that is written, and the block that says how it is served."""
+
+    address: Address
+    place: Place
+    block: Block
 
 
 class _Conversion:
@@ -78,17 +90,18 @@ class _Conversion:
         self.modules = self._read_modules()
         self._port = self._value("server.port", number, _DEFAULT_PORT)
         self._is_ipv6 = self._value("server.use-ipv6", switch, False)
-        self._bound: list[tuple[Address, Place]] = []
+        self._bound: list[_Bound] = []
         self._bind()
         self.blocks = [self._top, *(block for block in every[1:] if self._takes_part(block))]
+        self._certificates = Certificates(self.blocks, problems)
+        self._h2c: Place | None = None
+        """Where HTTP/2 in the clear is asked for."""
 
     # --- the server
 
     def server(self) -> Draft:
         """Everything that is no route."""
         filling = Filling(SERVER_OPTIONS, self._top.place, self._problems)
-        if self._bound:
-            filling.put("listen", [str(address) for address, _ in self._bound], self._bound[0][1])
         for name, ours in (("server.document-root", "document-root"), ("server.errorlog", "log-file")):
             if (setting := self._top.options.get(name)) is not None:
                 if name == "server.errorlog" and isinstance(said := setting.value.data, str) and said.startswith("|"):
@@ -106,6 +119,7 @@ class _Conversion:
                     self._problems.warn(at(setting.place, name), "ignored, as by lighttpd: only root may change users")
         if (setting := self._top.options.get("server.feature-flags")) is not None:
             self._read_features(setting, filling)
+        self._fill_listeners(filling)
         return filling.draft
 
     def _read_modules(self) -> list[str]:
@@ -132,6 +146,11 @@ class _Conversion:
                 place = at(item.value.place, f"server.feature-flags[{shown(item.key or '')}]")
                 if item.key == _GRACE:
                     filling.read("drain-timeout", item.value, place, number)
+                elif item.key == _H2C:
+                    self._h2c = place if switch(item.value) else None
+                elif item.key == _H2:
+                    if not switch(item.value):
+                        self._problems.warn(place, "without effect: with TLS clients take HTTP/2 as they like")
                 elif item.key in FEATURES_LEFT:
                     self._problems.warn(place, "without effect here")
                 else:
@@ -162,22 +181,27 @@ class _Conversion:
         except OptionError as bad:
             self._problems.add(place, str(bad))
         else:
-            self._bound.append((address, place))
-        if self._has_tls(self._top):
-            self._problems.add(
-                at(self._top.options["ssl.engine"].place, "ssl.engine"),
-                "TLS is not done here yet; put a server in front that ends it",
-            )
+            self._bound.append(_Bound(address, place, self._top))
 
-    def _has_tls(self, block: Block) -> bool:
-        setting = block.options.get("ssl.engine")
-        if setting is None:
-            return False
-        try:
-            return switch(setting.value)
-        except OptionError as bad:
-            self._problems.add(at(setting.place, "ssl.engine"), str(bad))
-            return True
+    def _fill_listeners(self, filling: Filling) -> None:
+        """The listeners that are served as the first one is stand at the top, the others in tables of their own."""
+        groups: list[tuple[Filling, list[Address]]] = []
+        for bound in self._bound:
+            front = Filling(LISTENER_OPTIONS, bound.place, self._problems)
+            has_tls = self._certificates.fill(front, bound.address, bound.block)
+            if self._h2c is not None and not has_tls:
+                front.put("h2c", True, self._h2c)
+            addresses = next((found for each, found in groups if each.draft.values == front.draft.values), None)
+            if addresses is None:
+                addresses = []
+                groups.append((front, addresses))
+            addresses.append(bound.address)
+        for front, addresses in groups:
+            front.put("listen", [str(address) for address in addresses], front.draft.where(None))
+        if groups:
+            first, *others = (front for front, _ in groups)
+            filling.take(first)
+            filling.draft.listeners = [front.draft for front in others]
 
     def _takes_part(self, block: Block) -> bool:
         """Whether requests can be of a block. Its claims about sockets become claims about addresses of ours."""
@@ -191,8 +215,8 @@ class _Conversion:
             address = self._address(claim, block.place)
             if address is None:
                 return False
-            if claim.holds and not self._listens(address, block):
-                return False
+            if claim.holds:
+                self._listen(address, block)
             claims.append(replace(claim, value=str(address)))
         block.when = tuple(claims)
         return True
@@ -209,22 +233,19 @@ class _Conversion:
             self._problems.add(place, str(bad))
             return None
 
-    def _listens(self, address: Address, block: Block) -> bool:
-        """Whether we listen there; now we do, if nothing speaks against it."""
-        if all(address != bound for bound, _ in self._bound):
-            if self._has_tls(block):
-                self._problems.warn(
-                    at(block.options["ssl.engine"].place, "ssl.engine"),
-                    f"TLS is not done here yet; nobody listens at {address}",
-                )
-                return False
-            self._bound.append((address, block.place))
-        return True
+    def _listen(self, address: Address, block: Block) -> None:
+        """Have a listener there, served as the block says."""
+        there = next((bound for bound in self._bound if bound.address == address), None)
+        if there is None:
+            self._bound.append(_Bound(address, block.place, block))
+        elif there.block is self._top:  # which says the same of server.bind, and more of how it is served
+            there.block = block
 
     # --- warnings
 
     def warn_of_the_rest(self) -> None:
         """Everything that is written and has no effect."""
+        self._certificates.warn_of_the_rest()
         for block in self.blocks:
             for name, setting in block.options.items():
                 if not name.startswith("var."):

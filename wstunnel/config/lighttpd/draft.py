@@ -51,6 +51,12 @@ class Filling:
         self.put(name, plain, place)
         return plain
 
+    def take(self, other: Filling) -> None:
+        """Set what another one has set."""
+        self.draft.values |= other.draft.values
+        self.draft.refused |= other.draft.refused
+        self._places |= other._places
+
     def _refuse(self, option: Option, place: Place, why: OptionError) -> None:
         self._problems.add(place, str(why))
         self.draft.refused.add(option.field)

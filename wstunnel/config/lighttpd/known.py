@@ -22,7 +22,8 @@ GATEWAY_MODULES = {
 }
 """Modules that answer requests, and how their options begin."""
 
-MODULES = frozenset((*GATEWAY_MODULES, "mod_alias", "mod_indexfile", "mod_staticfile", "mod_accesslog"))
+_TLS_MODULES = ("mod_openssl", "mod_gnutls", "mod_mbedtls", "mod_nss", "mod_wolfssl")
+MODULES = frozenset((*GATEWAY_MODULES, "mod_alias", "mod_indexfile", "mod_staticfile", "mod_accesslog", *_TLS_MODULES))
 """Modules whose work is done here."""
 
 MODULE_OF = {prefix: module for module, prefix in GATEWAY_MODULES.items()} | {
@@ -67,7 +68,17 @@ OPTIONS = (
         "server.document-root",
         "server.max-read-idle",
         "server.max-write-idle",
+        "ssl.ca-file",
         "ssl.engine",
+        "ssl.openssl.ssl-conf-cmd",
+        "ssl.pemfile",
+        "ssl.privkey",
+        "ssl.verifyclient.activate",
+        "ssl.verifyclient.ca-file",
+        "ssl.verifyclient.depth",
+        "ssl.verifyclient.enforce",
+        "ssl.verifyclient.exportcert",
+        "ssl.verifyclient.username",
         "wstunnel.frame-type",
         "wstunnel.origins",
         "wstunnel.ping-interval",
@@ -113,9 +124,7 @@ HOST_OPTIONS_LEFT = {
 }
 """Options of hosts that lighttpd knows and that mean nothing here."""
 
-FEATURES_LEFT = frozenset(
-    ("server.h2proto", "server.h2c", "server.graceful-restart-bg", "server.metrics-high-precision-timestamps")
-)
+FEATURES_LEFT = frozenset(("server.graceful-restart-bg", "server.metrics-high-precision-timestamps"))
 
 
 def left(name: str) -> str:

@@ -603,10 +603,6 @@ def test_combinations_of_conditions_are_bounded(write):
         ('$HTTP["url"] == "/" { server.port = 1 }', "server.port: is for the whole server"),
         ('$HTTP["remote-ip"] == "::1" { auth.x = 1 }', '$HTTP["remote-ip"]: not asked here'),
         ('$SERVER["socket"] =~ ":80" { }', '$SERVER["socket"] is asked with == and != only'),
-        (
-            '$SERVER["socket"] == ":81" { ssl.engine = "enable" }',
-            "ssl.engine: TLS is not done here yet; nobody listens",
-        ),
     ],
 )
 def test_what_is_not_done_is_warned_of_with_its_line(write, said, told):
@@ -631,7 +627,9 @@ def test_what_is_done_is_not_warned_of(write):
         ('server.modules = ("a" => ("b"))', "lighttpd.conf:1: server.modules: needs a string, got a list"),
         ("server.max-connections = ()", "lighttpd.conf:1: server.max-connections: needs a whole number, got a list"),
         ('server.use-ipv6 = "maybe"', 'lighttpd.conf:1: server.use-ipv6: needs "enable" or "disable"'),
-        ('ssl.engine = "enable"', "lighttpd.conf:1: ssl.engine: TLS is not done here yet"),
+        ('ssl.engine = "enable"', "lighttpd.conf:1: ssl.engine: needs an ssl.pemfile: the certificate, with its key"),
+        ('ssl.engine = "perhaps"', 'lighttpd.conf:1: ssl.engine: needs "enable" or "disable"'),
+        ('server.feature-flags = ("server.h2c" => ())', "lighttpd.conf:1: server.feature-flags: needs"),
         ('$SERVER["socket"] == "a b" { }', 'lighttpd.conf:1: "a b" is not an address'),
         ("server.feature-flags = 1", "lighttpd.conf:1: server.feature-flags: needs a list"),
     ],
