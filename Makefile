@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+TLS ?=
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -20,8 +21,8 @@ CHECKED := $(wildcard wstunnel tests bench examples tools) setup.py
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
 
-run: $(BUILT)  ## an example tunnel on 127.0.0.1:8081, with a page to open, until Ctrl-C (ARGS="--log-level debug")
-	@exec $(PY) -m tools.run_example $(ARGS)
+run: $(BUILT)  ## an example tunnel on 127.0.0.1:8081, with a page to open, until Ctrl-C (ARGS="--log-level debug"; TLS=1)
+	@exec $(PY) -m tools.run_example $(if $(TLS),--tls) $(ARGS)
 
 test: $(BUILT)  ## all tests (ARGS="-k origin")
 	$(PY) -m pytest $(ARGS)

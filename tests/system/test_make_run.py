@@ -7,10 +7,12 @@ import pty
 import re
 import select
 import shutil
+import ssl
 import subprocess
 import sys
+import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -76,20 +78,30 @@ class Terminal:
         return bool(piece)
 
 
+Running = Callable[..., Terminal]
+
+
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    """`make run` on a free port, with this interpreter and the modules as they are built."""
+def running(tmp_path: Path) -> Iterator[Running]:
+    """`make run` on a free port, with this interpreter and the modules as they are built, and with these words."""
     if shutil.which("make") is None:
         assert not os.environ.get("CI"), "make is missing"
         pytest.skip("needs the package make")
     made = ["-o", "/nowhere/.ready", "-o", "/nowhere/.built", "VENV=/nowhere", f"PY={sys.executable}"]
-    terminal = Terminal("make", "run", "ARGS=--listen 127.0.0.1:0", *made, tmp=tmp_path)
-    yield terminal
-    terminal.close()
+    terminals: list[Terminal] = []
+
+    def run(*words: str, args: str = "--listen 127.0.0.1:0") -> Terminal:
+        terminals.append(Terminal("make", "run", f"ARGS={args}", *made, *words, tmp=tmp_path))
+        return terminals[-1]
+
+    yield run
+    for each in terminals:
+        each.close()
 
 
 @pytest.mark.timeout(120)
-def test_make_run_serves_a_page_until_ctrl_c_and_leaves_nothing(terminal, tmp_path):
+def test_make_run_serves_a_page_until_ctrl_c_and_leaves_nothing(running: Running, tmp_path):
+    terminal = running()
     address = terminal.read_until(r"page +(http://127\.0\.0\.1:[0-9]+/)\n")[1]
     terminal.read_until(r"websocket +ws://127\.0\.0\.1:[0-9]+/ws/\n")
     (folder,) = tmp_path.glob("wstunnel-*")
@@ -105,6 +117,44 @@ def test_make_run_serves_a_page_until_ctrl_c_and_leaves_nothing(terminal, tmp_pa
     assert "make:" not in terminal.text
     assert "Traceback" not in terminal.text
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(120)
+def test_make_run_with_tls_serves_the_page_by_https_and_keeps_its_certificate(running: Running):
+    if shutil.which("openssl") is None:
+        assert not os.environ.get("CI"), "openssl is missing"
+        pytest.skip("needs the package openssl")
+    terminal = running("TLS=1")
+    address = terminal.read_until(r"page +(https://127\.0\.0\.1:[0-9]+/)\n")[1]
+    terminal.read_until(r"websocket +wss://127\.0\.0\.1:[0-9]+/ws/\n")
+    cert = ROOT / "build" / "tls" / "example.pem"
+    before = cert.read_bytes()
+    assert cert.with_suffix(".key").stat().st_mode & 0o777 == 0o600
+    trusting = ssl.create_default_context(cafile=str(cert))
+    with urllib.request.urlopen(address, timeout=DEADLINE_S, context=trusting) as answer:
+        assert b"<title>" in answer.read()
+    terminal.type("\x03")
+    assert terminal.wait() == 0
+
+    again = running("TLS=1")
+    again.read_until("websocket")
+    again.type("\x03")
+    assert again.wait() == 0
+    assert cert.read_bytes() == before
+
+
+@pytest.mark.timeout(120)
+def test_make_run_with_tls_says_what_it_needs_for_it(running: Running):
+    tools = ("make", "sh")
+    folder = Path(tempfile.mkdtemp())
+    try:
+        for tool in tools:
+            (folder / tool).symlink_to(str(shutil.which(tool)))
+        terminal = running("TLS=1", f"PATH={folder}")
+        terminal.read_until("install the package openssl, or bring a certificate")
+        assert terminal.wait() == 2
+    finally:
+        shutil.rmtree(folder)
 
 
 def test_make_alone_lists_what_there_is(tmp_path):
