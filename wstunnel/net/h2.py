@@ -683,7 +683,14 @@ class H2Connection:
 
 def _engine(limits: Limits) -> Engine:
     """h2 as this side of a connection. Its own settings are sent by us, with those that it need not know."""
-    engine = Engine(H2Configuration(client_side=False, header_encoding=None, validate_inbound_headers=False))
+    config = H2Configuration(
+        client_side=False,
+        header_encoding=None,
+        validate_inbound_headers=False,  # by proto/http2.py, like those that we send
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+    )
+    engine = Engine(config)
     del engine.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]  # too many are refused here, and nobody else harmed
     engine.local_settings.initial_window_size = limits.h2.window_bytes
     engine.local_settings.acknowledge()
