@@ -34,8 +34,15 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 IO: ContextVar[str] = ContextVar("IO", default="auto")
 """How the tunnels of this run read plain sockets: `Settings.io`, for the helpers that make tunnels."""
 
-STEPS = [("asyncio", "protocol"), ("uvloop", "protocol"), ("uvloop", "hub")]
-"""Loops and ways of reading that a tunnel is tried on: the loop's transports differ, below the hub loops hardly do."""
+WIRE: ContextVar[str] = ContextVar("WIRE", default="h1")
+"""What the clients of this run speak: one of WIRES."""
+
+WIRES = ("h1", "h1+tls", "h2c", "h2+tls")
+"""Of `h1`, `h1+tls`, `h2c` and `h2+tls`: those that the wire tests are run over."""
+
+STEPS = [("asyncio", "protocol", "h1"), ("uvloop", "protocol", "h1"), *(("uvloop", "hub", wire) for wire in WIRES)]
+"""Loops, ways of reading and wires that a tunnel is tried on: the loop's transports differ, below the hub loops hardly
+do, and all but plain HTTP/1.1 exists over the hub only."""
 
 WATCHED = ("wire", "system")
 """Folders of tests/ whose tests open sockets, run tasks or start children."""
@@ -44,18 +51,19 @@ WATCHED = ("wire", "system")
 class Run:
     """Runs a coroutine to its end in a fresh loop, and fails on what the loop would only have logged.
 
-    in      kind  of loop; io: as in Settings
+    in      kind  of loop; io: as in Settings; wire: one of WIRES
             coroutine; timeout_s: the whole run, so that a hang names the await it hangs in
     out     the coroutine's result
     raises  whatever it raises; AssertionError on a task left behind or on a call of the loop's exception handler
     """
 
-    def __init__(self, kind: str, io: str = "auto") -> None:
-        self.kind, self.io = kind, io
+    def __init__(self, kind: str, io: str = "auto", wire: str = "h1") -> None:
+        self.kind, self.io, self.wire = kind, io, wire
 
     def __call__(self, coroutine: Coroutine[Any, Any, T], *, timeout_s: float = 45.0) -> T:
         faults: list[dict[str, Any]] = []
         IO.set(self.io)
+        WIRE.set(self.wire)
         with asyncio.Runner(loop_factory=LOOPS[self.kind]) as runner:
             runner.get_loop().set_exception_handler(lambda _loop, context: faults.append(context))
             result = runner.run(_watched(coroutine, timeout_s))

@@ -32,6 +32,7 @@ __all__ = [
     "Heard",
     "Refused",
     "Response",
+    "accept_of",
     "close_frame",
     "crooked",
     "frame",
@@ -80,6 +81,11 @@ def crooked(first: int, payload: bytes = b"", *, masked: bool = True, length: by
     return head + key + payload
 
 
+def accept_of(key: str) -> str:
+    """The answer to a Sec-WebSocket-Key (RFC 6455 §4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
+
+
 @dataclass(frozen=True)
 class Response:
     status: int
@@ -115,8 +121,11 @@ class Heard:
 class Client(Wire):
     """One connection to the tunnel, from the first request on."""
 
-    def __init__(self, sock) -> None:
-        super().__init__(sock)
+    welcome = 101
+    """The status that opens a tunnel."""
+
+    def __init__(self, end) -> None:
+        super().__init__(end)
         self.response: Response | None = None
         self._http = h11.Connection(h11.CLIENT)
         self._reader = StreamReader()
@@ -150,6 +159,8 @@ class Client(Wire):
         in      early   frames sent in the same piece as the head
                 cuts    send the head (and `early`) in pieces of these sizes
         """
+        if self._http.our_state is h11.DONE:
+            self._http.start_next_cycle()
         key = base64.b64encode(os.urandom(16)).decode()
         head = self._http.send(
             h11.Request(
@@ -170,8 +181,7 @@ class Client(Wire):
         response = await self._answer()
         if response.status != 101:
             raise Refused(response)
-        digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
-        assert response.headers["sec-websocket-accept"] == base64.b64encode(digest).decode()
+        assert response.headers["sec-websocket-accept"] == accept_of(key)
         assert response.headers["upgrade"].lower() == "websocket"
         assert "upgrade" in response.headers["connection"].lower()
         assert "sec-websocket-extensions" not in response.headers, "no extension was offered"

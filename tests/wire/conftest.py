@@ -18,7 +18,15 @@ def stage(tmp_path: Path) -> Callable[..., Stage]:
     return partial(Stage, str(tmp_path))
 
 
-@pytest.fixture(params=STEPS, ids="-".join)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`run` goes over every step; a test that is marked `over` goes over those whose wires it names."""
+    if "run" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("over")
+        steps = [step for step in STEPS if mark is None or step[-1] in mark.args]
+        metafunc.parametrize("run", steps, ids="-".join, indirect=True)
+
+
+@pytest.fixture
 def run(request: pytest.FixtureRequest) -> Run:
-    """`run(coroutine)` over both steps: sockets read by the loop's transports, and by the hub."""
+    """`run(coroutine)` over the steps: sockets read by the loop's transports, and by the hub, and over each wire."""
     return Run(*request.param)

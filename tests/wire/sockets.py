@@ -1,7 +1,8 @@
-"""A socket whose every step the test decides, and the waiting that goes with it.
+"""A connection whose every step the test decides, and the waiting that goes with it.
 
-Nothing is kept in user space: what `send` returned from is in the kernel, what `recv` was not asked for is
-still there. So "stalls" means that the peer's bytes pile up where a real slow peer would let them pile up.
+Nothing is kept in user space: what `send` returned from is in the kernel, what `recv` was not asked for is still
+there (over TLS but for a record; over HTTP/2 the stream's window takes the place of the kernel's buffer). So "stalls"
+means that the peer's bytes pile up where a real slow peer would let them pile up.
 """
 
 from __future__ import annotations
@@ -12,32 +13,130 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 from wstunnel import TcpAddress, UnixAddress
 
-__all__ = ["DEADLINE_S", "Wire", "connected", "eventually", "quiet", "rss_kib", "turns"]
+__all__ = ["DEADLINE_S", "Outbox", "Plain", "Wire", "connected", "eventually", "quiet", "rss_kib", "turns"]
 
 DEADLINE_S = 20.0
 """How long a thing that must happen may take: only ever waited for in a failure."""
 
 
+class Outbox:
+    """What the kernel has not taken yet of what a socket should send; it goes as soon as the kernel has room."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._left = bytearray()
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+        self._fault: OSError | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return self._is_empty.is_set()
+
+    def post(self, data: bytes) -> None:
+        """Never waits; the order is that of the calls."""
+        self._left += data
+        if self.is_empty:
+            self._push()
+
+    def _push(self) -> None:
+        try:
+            while self._left:
+                del self._left[: self._sock.send(self._left)]
+        except BlockingIOError:
+            self._loop.add_writer(self._sock, self._push)
+            self._is_empty.clear()
+            return
+        except OSError as fault:
+            self._fault = fault
+            self._left.clear()
+        self.close()
+
+    async def flushed(self) -> None:
+        """Returns when the kernel holds all of it; raises BrokenPipeError or ConnectionResetError."""
+        await self._is_empty.wait()
+        if self._fault is not None:
+            raise type(self._fault)(*self._fault.args)
+
+    def close(self) -> None:
+        """What is left is left."""
+        if not self.is_empty:
+            self._loop.remove_writer(self._sock)
+            self._is_empty.set()
+
+
+class Plain:
+    """The end of a wire that is a socket: what a Wire does, its bytes as they are."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.outbox = Outbox(sock)
+        self._loop = asyncio.get_running_loop()
+
+    async def open(self) -> None:
+        """There is nothing to agree on."""
+
+    async def send(self, data: bytes | memoryview) -> None:
+        await self._loop.sock_sendall(self.sock, data)
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+    def post(self, data: bytes) -> None:
+        """Send without waiting. (Not together with `send`, which would overtake.)"""
+        self.outbox.post(data)
+
+    async def recv(self, limit: int) -> bytes:
+        return await self._loop.sock_recv(self.sock, limit)
+
+    def recv_now(self, limit: int) -> bytes | None:
+        try:
+            return self.sock.recv(limit)
+        except BlockingIOError:
+            return None
+
+    def half_close(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def close(self) -> None:
+        self.outbox.close()
+        self.sock.close()
+
+
 class Wire:
-    """One connected socket.
+    """One connection: a plain socket, or an `end` that has a socket's manners (TLS, a stream of HTTP/2).
 
     read_bytes, lull_turns    how much one `recv` takes and how many turns of the loop pass before it: a slow
                               reader takes little and lets the loop turn
     """
 
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock = sock
+    def __init__(self, end: Any) -> None:
+        self.end = Plain(end) if isinstance(end, socket.socket) else end
         self.read_bytes = 256 * 1024
         self.lull_turns = 0
-        self._loop = asyncio.get_running_loop()
+
+    @property
+    def sock(self) -> socket.socket:
+        """What lies under all; over HTTP/2 others may use it too."""
+        return self.end.sock
 
     async def send(self, data: bytes | memoryview) -> None:
         """Returns when the kernel holds all of it; raises BrokenPipeError or ConnectionResetError."""
-        await self._loop.sock_sendall(self.sock, data)
+        await self.end.open()
+        await self.end.send(data)
 
     async def send_in_pieces(self, data: bytes, sizes: list[int], lull_turns: int = 0) -> None:
         """Cut `data` into the given sizes (the last one takes the rest), letting the loop turn after each."""
@@ -49,16 +148,17 @@ class Wire:
         await self.send(data[at:])
 
     def send_now(self, data: bytes | memoryview) -> int:
-        """The number of bytes that fit at once; 0 when the kernel is full."""
-        try:
-            return self.sock.send(data)
-        except BlockingIOError:
-            return 0
+        """The number of bytes that fit at once; 0 when there is no room."""
+        return self.end.send_now(data)
 
     async def recv(self, limit: int | None = None) -> bytes:
         """What is there, b"" at the end; raises ConnectionResetError when the peer reset."""
         await turns(self.lull_turns)
-        return await self._loop.sock_recv(self.sock, limit or self.read_bytes)
+        return await self.end.recv(limit or self.read_bytes)
+
+    def recv_now(self, limit: int) -> bytes | None:
+        """What is there, None when that is nothing yet."""
+        return self.end.recv_now(limit)
 
     async def recv_exactly(self, count: int) -> bytes:
         """`count` bytes, and not one more is taken; AssertionError when the end comes before."""
@@ -85,16 +185,15 @@ class Wire:
             pass
 
     def half_close(self) -> None:
-        """Say no more, listen on."""
-        self.sock.shutdown(socket.SHUT_WR)
+        """Say no more, listen on: FIN, close_notify or END_STREAM."""
+        self.end.half_close()
 
     def reset(self) -> None:
-        """End without a goodbye: TCP RST. (On a UNIX socket only unread bytes make the end a reset.)"""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.sock.close()
+        """End without a goodbye: TCP RST, or RST_STREAM. (On a UNIX socket only unread bytes make the end a reset.)"""
+        self.end.reset()
 
     def close(self) -> None:
-        self.sock.close()
+        self.end.close()
 
     def narrow(self, size: int) -> None:
         """Make the kernel's buffers small (it has a floor of some 2-4 KiB)."""

@@ -9,10 +9,10 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Any
 
-from tests.conftest import IO
 from tests.wire.backends import Backend
 from tests.wire.clients import Client
 from tests.wire.sockets import Wire, eventually
+from tests.wire.ways import Way, fitted
 from wstunnel import Route, Settings, TcpAddress, Tunnel
 
 __all__ = ["LogTap", "Stage"]
@@ -54,7 +54,8 @@ class Stage:
         self.backend = backend or Backend(os.path.join(folder, "b.sock"))
         settings = settings or Settings(listen=(TcpAddress("127.0.0.1", 0),))
         options = {"ping_interval_s": 0.0} | self.backend.route | route
-        self.settings = replace(settings, io=IO.get(), routes=(Route(**options),))
+        self.settings = replace(fitted(settings, folder), routes=(Route(**options),))
+        self.way = Way()
         self.joined = 0
         self._clients: list[Client] = []
         self._stack = AsyncExitStack()
@@ -71,6 +72,7 @@ class Stage:
     async def __aexit__(self, *raised: Any) -> None:
         for client in self._clients:
             client.close()
+        self.way.close()
         await self.backend.stop()
         await self._stack.__aexit__(*raised)
         if raised[0] is None:
@@ -94,7 +96,7 @@ class Stage:
 
     async def reach(self, *, buffer_bytes: int | None = None) -> Client:
         """A client that is connected and has said nothing."""
-        client = await Client.reach(self.address, buffer_bytes=buffer_bytes)
+        client = await self.way.reach(self.address, buffer_bytes=buffer_bytes)
         self._clients.append(client)
         return client
 
@@ -106,7 +108,7 @@ class Stage:
         buffer_bytes: int | None = None,
         **how: Any,
     ) -> Client:
-        """A client whose handshake was answered with 101; the backend may not have accepted yet."""
+        """A client whose handshake opened a tunnel; the backend may not have accepted yet."""
         client = await self.reach(buffer_bytes=buffer_bytes)
         await client.upgrade(path, headers, **how)
         self.joined += 1

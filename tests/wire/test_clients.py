@@ -13,11 +13,19 @@ import websockets
 from tests.conftest import Run
 from tests.wire.backends import echo
 from tests.wire.clients import BINARY, frame
+from tests.wire.tlsend import client_context
 from wstunnel import Settings, TcpAddress, UnixAddress
+
+pytestmark = pytest.mark.over("h1", "h1+tls", because="what these clients speak")
 
 
 def uri(on, path: str = "/") -> str:
-    return f"ws://{on.address}{path}"
+    return f"{on.way.scheme.replace('http', 'ws')}://{on.address}{path}"
+
+
+def trust(on, name: str) -> dict[str, Any]:
+    """The argument that makes a client trust our papers, by the name it has there."""
+    return {name: client_context("http/1.1")} if on.way.scheme == "https" else {}
 
 
 async def talk(stream, words: list[Any]) -> None:
@@ -34,7 +42,7 @@ def test_websockets_talks_text_and_leaves_cleanly(run: Run, stage):
     async def story():
         async with stage() as on:
             on.backend.serve(echo)
-            async with websockets.connect(uri(on), proxy=None) as stream:
+            async with websockets.connect(uri(on), proxy=None, **trust(on, "ssl")) as stream:
                 await talk(stream, ["hello", "añ😀" * 50_000, "x" * 65_536])
                 latency_s = await (await stream.ping())
                 assert latency_s >= 0
@@ -50,7 +58,7 @@ def test_websockets_talks_binary_by_subprotocol_and_in_fragments(run: Run, stage
     async def story():
         async with stage() as on:
             on.backend.serve(echo)
-            async with websockets.connect(uri(on), proxy=None, subprotocols=["binary"]) as stream:
+            async with websockets.connect(uri(on), proxy=None, **trust(on, "ssl"), subprotocols=["binary"]) as stream:
                 assert stream.subprotocol == "binary"
                 await talk(stream, [bytes(range(256)) * 4_000])
                 await stream.send([b"one ", b"two ", b"three"])
@@ -72,7 +80,7 @@ def test_websockets_hears_the_backends_end_as_ok(run: Run, stage):
                     await wire.send(b"%d\n" % number)
 
             on.backend.serve(count)
-            async with websockets.connect(uri(on), proxy=None) as stream:
+            async with websockets.connect(uri(on), proxy=None, **trust(on, "ssl")) as stream:
                 heard = "".join([message async for message in stream])
             assert heard == "1\n2\n3\n4\n5\n"
             assert stream.close_code == 1000
@@ -81,6 +89,7 @@ def test_websockets_hears_the_backends_end_as_ok(run: Run, stage):
     run(story())
 
 
+@pytest.mark.over("h1", because="who trusts a path needs no papers")
 def test_websockets_comes_in_by_a_unix_socket(run: Run, stage, tmp_path):
     async def story():
         path = str(tmp_path / "client.sock")
@@ -98,7 +107,7 @@ def test_websockets_comes_in_by_ipv6(run: Run, stage):
     async def story():
         async with stage(settings=Settings(listen=(TcpAddress("::1", 0),))) as on:
             on.backend.serve(echo)
-            async with websockets.connect(uri(on), proxy=None) as stream:
+            async with websockets.connect(uri(on), proxy=None, **trust(on, "ssl")) as stream:
                 await talk(stream, ["hello"])
             on.joined += 1
             assert (await on.line())["peer"].startswith("[::1]:")
@@ -113,7 +122,7 @@ def test_a_hundred_websockets_clients_at_once_hear_their_own_words(run: Run, sta
 
             async def visit(number: int) -> None:
                 dice = random.Random(number)
-                async with websockets.connect(uri(on), proxy=None) as stream:
+                async with websockets.connect(uri(on), proxy=None, **trust(on, "ssl")) as stream:
                     await talk(stream, [f"{number}:" + "y" * dice.randrange(20_000) for _ in range(5)])
 
             await asyncio.gather(*(visit(number) for number in range(100)))
@@ -155,7 +164,7 @@ def test_picows_hears_its_echo(run: Run, stage, size):
     async def story():
         async with stage(frame_type="binary") as on:
             on.backend.serve(echo)
-            transport, ear = await picows.ws_connect(Ear, uri(on))
+            transport, ear = await picows.ws_connect(Ear, uri(on), **trust(on, "ssl_context"))
             sent = random.Random(size).randbytes(size)
             transport.send(picows.WSMsgType.BINARY, sent)
             assert await ear.has(size) == sent
@@ -177,7 +186,7 @@ def test_picows_hears_all_of_a_stream_and_its_end(run: Run, stage):
                 await wire.send(said)
 
             on.backend.serve(pour)
-            transport, ear = await picows.ws_connect(Ear, uri(on))
+            transport, ear = await picows.ws_connect(Ear, uri(on), **trust(on, "ssl_context"))
             assert await ear.has(len(said)) == said
             await transport.wait_disconnected()
             assert ear.code == 1000
@@ -191,8 +200,8 @@ def test_different_clients_share_one_tunnel_process_and_never_each_others_words(
         async with stage(frame_type="binary") as on:
             on.backend.serve(echo)
             raw = await on.client()
-            transport, ear = await picows.ws_connect(Ear, uri(on))
-            async with websockets.connect(uri(on), proxy=None) as stream:
+            transport, ear = await picows.ws_connect(Ear, uri(on), **trust(on, "ssl_context"))
+            async with websockets.connect(uri(on), proxy=None, **trust(on, "ssl")) as stream:
                 on.joined += 2
                 for number in range(200):
                     await raw.send(frame(BINARY, b"raw %d" % number))

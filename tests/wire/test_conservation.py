@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import IO, Run
+from tests.conftest import STEPS, Run
 from tests.wire.backends import Backend
 from tests.wire.clients import BINARY, CONT, NO_STATUS, PING, TEXT, Client, Heard, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
 from tests.wire.stage import LogTap
+from tests.wire.ways import Way, fitted
 from wstunnel import Route, Settings, TcpAddress, Tunnel, UnixAddress
 
 RUNS = int(os.environ.get("WSTUNNEL_CONSERVATION_RUNS", "2000"))
@@ -33,6 +34,7 @@ FIRST = int(os.environ.get("WSTUNNEL_CONSERVATION_FIRST", "0"))
 CHUNKS = 8
 AT_ONCE = 50
 RUN_WITHIN_S = 60.0
+OTHERS = [step for step in STEPS if step != ("uvloop", "hub", "h1")]
 MAX_BYTES = 4 << 20
 MAX_PIECES = 60
 """A slow side moves what it has in at most this many pieces, so that slow does not mean for ever."""
@@ -51,7 +53,9 @@ class Ending(enum.Enum):
     CLIENT_CLOSE = "CLOSE behind all of up: up, then EOF at the backend; all of down, then CLOSE with that code, EOF"
     CLIENT_EOF = "half-close behind all of up: up, then EOF at the backend; all of down, then EOF without CLOSE"
     CLIENT_LEAVES = "CLOSE, then close, with the backend silent until its EOF: up, then EOF at the backend"
-    CLIENT_ABORT = "CLOSE, then close in the middle of down: a prefix of up, and over a UNIX socket all; then an end"
+    CLIENT_ABORT = (
+        "CLOSE, then close in the middle of down: a prefix of up, and all over a UNIX socket or HTTP/2; then an end"
+    )
     BACKEND_EOF = "close behind all of down, up read: all of down, CLOSE 1000, EOF; all of up"
     BACKEND_HALF = "half-close behind all of down while up goes on: all of down, CLOSE 1000; all of up, then EOF"
     BACKEND_RESET = "close with unread bytes: all of down, CLOSE 1011, EOF; a prefix of up"
@@ -207,21 +211,21 @@ class House:
         common = {"ping_interval_s": 0.0, "close_timeout_s": RUN_WITHIN_S}
         self.settings = Settings(
             listen=(TcpAddress("127.0.0.1", 0), UnixAddress(str(folder / "client.sock"))),
-            io=IO.get(),
             routes=tuple(
                 Route(path=f"/{kind}/", frame_type=kind, **backend.route, **common)
                 for kind, backend in self.backends.items()
             ),
         )
+        self.way = Way(share=8)
         self.door = asyncio.Lock()
-        self.tunnel = Tunnel(self.settings)
+        self.tunnel = Tunnel(fitted(self.settings, str(folder)))
         self.access = LogTap("wstunnel.access")
 
     async def join(self, plan: Plan) -> tuple[Client, Wire]:
         """One at a time, so that the connection that comes to the backend is this client's."""
         kind = "text" if plan.is_text else "binary"
         async with self.door:
-            client = await Client.reach(self.tunnel.addresses[plan.is_unix], buffer_bytes=plan.client_buffer)
+            client = await self.way.reach(self.tunnel.addresses[plan.is_unix], buffer_bytes=plan.client_buffer)
             try:
                 await client.upgrade(f"/{kind}/{plan.seed}")
                 backend = await self.backends[kind].accept()
@@ -363,7 +367,7 @@ async def client_abort(house, plan, client, backend, tasks):
     leaving, talking = start(tasks, leave()), start(tasks, talk())
     start(tasks, swallow(client, until=leaving))
     got, _ = await hear(backend, plan.backend_reads)
-    if plan.is_unix:
+    if plan.is_unix or house.way.is_shared:
         check_up(plan, got)
     else:
         check_prefix(got, plan.said_up, "up")
@@ -375,9 +379,12 @@ async def swallow(client: Client, until: asyncio.Task) -> None:
     """Read a little of what comes, so that a client that is being pushed can go on pushing."""
     while not until.done():
         try:
-            if not client.sock.recv(65_536):
-                return
-        except (BlockingIOError, OSError):
+            piece = client.recv_now(65_536)
+        except OSError:
+            piece = None
+        if piece == b"":
+            return
+        if piece is None:
             await asyncio.sleep(0)
 
 
@@ -493,9 +500,13 @@ ENDINGS = {
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_every_byte_arrives_in_order_whoever_ends_and_how(run: Run, tmp_path, chunk):
-    """Every seed over the hub, and over the transports of one loop: even ones of asyncio, odd ones of uvloop."""
-    parities = {0, 1} if run.io == "hub" else {("asyncio", "uvloop").index(run.kind)}
-    seeds = [seed for seed in range(FIRST, FIRST + RUNS) if seed % 2 in parities and seed // 2 % CHUNKS == chunk]
+    """Every seed over the hub and plain HTTP/1.1, and over one other step."""
+    second = OTHERS.index((run.kind, run.io, run.wire)) if (run.kind, run.io, run.wire) in OTHERS else None
+    seeds = [
+        seed
+        for seed in range(FIRST, FIRST + RUNS)
+        if seed // len(OTHERS) % CHUNKS == chunk and second in {None, seed % len(OTHERS)}
+    ]
     failures: list[str] = []
 
     async def story():
@@ -514,6 +525,7 @@ def test_every_byte_arrives_in_order_whoever_ends_and_how(run: Run, tmp_path, ch
             with house.access:
                 async with house.tunnel:
                     await asyncio.gather(*(guarded(seed) for seed in seeds))
+                    house.way.close()
         finally:
             for backend in house.backends.values():
                 await backend.stop()

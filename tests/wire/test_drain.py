@@ -209,6 +209,7 @@ def test_a_backend_that_ignores_the_end_of_its_input_and_talks_is_cut_in_time_fo
 # --- sides that hold everything up
 
 
+@pytest.mark.over("h1", "h1+tls", because="the kernel takes what the window of a stream would not")
 def test_a_client_that_reads_late_gets_all_and_the_close(run: Run, leaving):
     """The CLOSE stands behind a queue that the client does not take until the tunnel was cut."""
 

@@ -33,6 +33,7 @@ def full_settings(count: int) -> Settings:
     return Settings(listen=(TcpAddress("127.0.0.1", 0),), max_connections=count)
 
 
+@pytest.mark.over("h1", "h1+tls", because="connections are counted, not streams")
 def test_beyond_max_connections_a_client_waits_in_the_backlog_and_is_served_when_there_is_room(run: Run, stage):
     async def story():
         async with stage(settings=full_settings(4)) as on:
@@ -56,6 +57,7 @@ def test_beyond_max_connections_a_client_waits_in_the_backlog_and_is_served_when
     run(story())
 
 
+@pytest.mark.over("h1", "h1+tls", because="connections are counted, not streams")
 def test_a_full_house_that_empties_one_by_one_serves_everybody_in_the_end(run: Run, stage):
     async def story():
         async with stage(settings=full_settings(10)) as on:
@@ -72,6 +74,7 @@ def test_a_full_house_that_empties_one_by_one_serves_everybody_in_the_end(run: R
     run(story())
 
 
+@pytest.mark.over("h1", "h1+tls", because="connections are counted, not streams")
 def test_plain_requests_count_as_connections_while_they_last(run: Run, stage):
     """Connections that say nothing fill the house too, and make room when they go."""
 
@@ -130,6 +133,7 @@ class Starved:
             self.process.stdout.close()
 
 
+@pytest.mark.over("h1", because="its listener is plain")
 @pytest.mark.parametrize("spare", [9, 10])
 def test_running_out_of_descriptors_harms_nobody_who_is_served_and_passes(run: Run, tmp_path, spare):
     """Three tunnels take six descriptors; of 30 more clients each waits, or hears 503, and none costs CPU."""
