@@ -142,7 +142,7 @@ class Tls:
         with contextlib.suppress(ConnectionResetError):
             while piece := self._decrypt(RECORD_BYTES):
                 self._read_ahead += piece
-        with contextlib.suppress(ssl.SSLWantReadError, ssl.SSLEOFError):
+        with contextlib.suppress(ssl.SSLError):  # it waits for the server's, or the connection is broken anyway
             self._tls.unwrap()
         self._post()
 
