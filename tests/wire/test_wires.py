@@ -61,11 +61,12 @@ Script = Callable[[ssl.SSLSocket], bytes]
 async def met_by(script: Script, story: Callable[[Wire], Awaitable[None]]) -> bytes:
     """Run `story` with a client's wire and `script`, in a thread, with the server's socket; what that heard."""
     heard: list[bytes] = []
+    context = server_context("http/1.1")
 
     def serve(sock: socket.socket) -> None:
         sock.setblocking(True)
         sock.settimeout(20.0)
-        with server_context("http/1.1").wrap_socket(sock, server_side=True) as secure:
+        with context.wrap_socket(sock, server_side=True) as secure:
             heard.append(script(secure))
 
     async with listening(lambda sock: asyncio.to_thread(serve, sock)) as address:
