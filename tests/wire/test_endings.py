@@ -522,6 +522,7 @@ def test_a_backend_reset_under_a_clients_burst_is_1011_behind_what_it_said(run: 
             pushing = asyncio.create_task(push())
             await backend.recv_exactly(1_000_000)
             await backend.send(b"I give up")
+            await eventually(lambda: bool(select.select([backend.sock], [], [], 0)[0]), "something is unread")
             backend.reset() if kind == "tcp" else backend.close()
 
             await asyncio.wait([pushing, listening], return_when=asyncio.FIRST_COMPLETED)
