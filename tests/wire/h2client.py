@@ -198,8 +198,9 @@ class Stream:
         self.reset_code: ErrorCodes | None = None
         self.has_ended = False
         """The server has said all."""
+        self.unread = bytearray()
+        """What has come and was not asked for yet; the window holds it to some size."""
         self._window_bytes = window_bytes
-        self._got = bytearray()
         self._has_said_all = self._is_closed = False
         connection.members.add(self)
 
@@ -225,7 +226,7 @@ class Stream:
         if isinstance(event, ResponseReceived):
             self.headers = dict(event.headers)
         elif isinstance(event, DataReceived):
-            self._got += event.data
+            self.unread += event.data
             self.has_ended = event.stream_ended is not None
             self._acknowledge(event.flow_controlled_length - len(event.data))  # padding
             if self._is_closed:
@@ -282,13 +283,13 @@ class Stream:
 
     async def recv(self, limit: int) -> bytes:
         while (piece := self.recv_now(limit)) is None:
-            await self.connection.until(lambda: self._got or self.has_ended or self.reset_code is not None)
+            await self.connection.until(lambda: self.unread or self.has_ended or self.reset_code is not None)
         return piece
 
     def recv_now(self, limit: int) -> bytes | None:
-        if self._got:
-            piece = bytes(self._got[:limit])
-            del self._got[:limit]
+        if self.unread:
+            piece = bytes(self.unread[:limit])
+            del self.unread[:limit]
             self._acknowledge(len(piece))
             self.connection.push()
             return piece
@@ -318,7 +319,7 @@ class Stream:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._got:
+        if self.unread:
             self._drop()
             return
         if self.id:
@@ -329,14 +330,14 @@ class Stream:
     def _drop(self) -> None:
         """RST_STREAM where that says anything, and the connection's window gets back what nobody will read."""
         if self.id in self.connection.streams and not self.connection.is_over:
-            self._acknowledge(len(self._got))
+            self._acknowledge(len(self.unread))
             if self.reset_code is None and not (self.has_ended and self._has_said_all):
                 self.connection.h2.reset_stream(self.id, ErrorCodes.CANCEL)
             self.connection.push()
         self._forget()
 
     def _forget(self) -> None:
-        self._got.clear()
+        self.unread.clear()
         self.connection.members.discard(self)
         if self.connection.streams.pop(self.id, None) and not self._is_over:
             self.connection.dropped.add(self.id)

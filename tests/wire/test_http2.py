@@ -232,7 +232,7 @@ def test_a_window_that_becomes_negative_is_waited_for(run: Run, stage):
             saying = asyncio.create_task(backend.send(BULK))
             got = bytearray()
             for size in (1, 100_000, 0, 16_384, 2_048):
-                await quiet(lambda: len(client.end._got), for_s=0.05)
+                await quiet(lambda: len(client.end.unread), for_s=0.05)
                 connection.check()
                 connection.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: size})
                 connection.push()
@@ -252,10 +252,9 @@ def test_a_window_of_a_few_bytes_is_kept_to_and_enough(run: Run, stage, size):
 
     async def story():
         async with stage(frame_type="binary") as on:
-            client = await on.reach()
+            client = await on.reach(buffer_bytes=size)
             await client.connection.open()
             client.connection.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: size})
-            client.end._window_bytes = 0
             await client.upgrade()
             on.joined += 1
             backend = await on.backend.accept()
@@ -263,8 +262,7 @@ def test_a_window_of_a_few_bytes_is_kept_to_and_enough(run: Run, stage, size):
             client.read_bytes = size
             got = bytearray()
             while len(got) < 300:
-                heard = client.frame()
-                got += (await heard).data
+                got += (await client.frame()).data
             assert got == b"x" * 300
             backend.close()
             assert (await client.frame()).opcode is CLOSE

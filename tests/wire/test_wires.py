@@ -284,7 +284,7 @@ def test_an_http2_client_that_does_not_read_opens_no_window_and_hears_all_when_i
             assert server.h2.local_flow_control_window(1) == 4_096
             server.h2.send_data(1, SAID[:4_096])
             await server.say()
-            await quiet(lambda: len(client.end._got), for_s=0.1)
+            await quiet(lambda: len(client.end.unread), for_s=0.1)
             assert server.h2.local_flow_control_window(1) == 0
 
             server.h2.send_data(3, b"another stream")
@@ -338,7 +338,7 @@ def test_an_http2_client_that_closes_is_silent_or_resets_what_it_would_not_read(
             if unread:
                 server.h2.send_data(1, b"unread")
                 await server.say()
-                await eventually(lambda: len(client.end._got) == 6, "it has come")
+                await eventually(lambda: len(client.end.unread) == 6, "it has come")
             client.close()
             if not unread:
                 await eventually(lambda: 1 in server.ended, "END_STREAM")
