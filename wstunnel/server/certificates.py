@@ -95,11 +95,13 @@ class Reading:
     material  of all its files; of use only where there is no flaw
     flaws     why they cannot be used
     kept      files that we may not read any more, and what they said when we could stays in use
+    is_behind others of them say something new, which is of no use without those
     """
 
     material: Material
     flaws: tuple[Flaw, ...] = ()
     kept: tuple[Flaw, ...] = ()
+    is_behind: bool = False
 
 
 def read_front(front: Front, *, trusted: frozenset[int], held: Material | None = None) -> Reading:
@@ -133,7 +135,7 @@ def read_front(front: Front, *, trusted: frozenset[int], held: Material | None =
     if not flaws:
         flaws = _flaws(front, Material(pem))
     if flaws and kept and before.pem.keys() >= files.keys():  # a new certificate, whose key we may not read
-        return Reading(Material({path: before.pem[path] for path in files}), kept=tuple(kept))
+        return Reading(Material({path: before.pem[path] for path in files}), kept=tuple(kept), is_behind=True)
     return Reading(Material(pem), tuple(flaws), tuple(kept))
 
 
@@ -232,7 +234,7 @@ class CertificateWatch:
             for flaw in reading.flaws:
                 _log.error("%s; the certificate that was there before stays in use", flaw)
             for each in reading.kept:
-                _log.log(logging.WARNING if self._is_first else logging.ERROR, "%s", each)
+                _log.log(logging.WARNING if self._is_first and not reading.is_behind else logging.ERROR, "%s", each)
             if not reading.flaws:
                 material = material.with_(reading.material)
         if material != self.material:

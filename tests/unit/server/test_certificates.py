@@ -204,7 +204,7 @@ def test_a_new_certificate_whose_key_we_may_not_read_waits_for_a_restart(authori
     authority.files("a")
     forbid(files.key)
     reading = read(front, held)
-    assert (reading.material, reading.flaws) == (held, ())
+    assert (reading.material, reading.flaws, reading.is_behind) == (held, (), True)
     assert len(reading.kept) == 1
 
 
