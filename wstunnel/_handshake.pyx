@@ -35,10 +35,12 @@ cdef class Handshake(Stream):
                         say; None: it is done, and `attach` comes next
             within_s    from now to the end of the handshake
             max_bytes   that the client may send for it
+            per_turn    how many handshakes go on per wake of the hub, so that what else it reads keeps its turn
     raises  OSError; the descriptor is then still the caller's. ValueError: the hub's reads are shorter than a record
     """
 
-    def __init__(self, Hub hub not None, int fd, context, *, on_end, double within_s, size_t max_bytes):
+    def __init__(self, Hub hub not None, int fd, context, *, on_end, double within_s, size_t max_bytes,
+                 unsigned per_turn):
         if hub.read_bytes < RECORD_MAX:
             raise ValueError(f"TLS takes reads of at least {RECORD_MAX} bytes")
         self.tls = Tls(context)
@@ -47,8 +49,13 @@ cdef class Handshake(Stream):
         self.on_end = on_end
         self.within_s = within_s
         self.max_bytes = self.left_bytes = max_bytes
+        self.per_turn = per_turn
         hub.seat(self)
-        self.want(EPOLLIN)
+        try:
+            self.want(EPOLLIN)
+        except BaseException:
+            hub.unseat(self)
+            raise
         self.due_s = hub.loop.time() + within_s
         hub.wheel.add(self, self.due_s)
 
@@ -57,16 +64,6 @@ cdef class Handshake(Stream):
         if now_s < self.due_s:
             return self.due_s
         self.over(f"not done within {self.within_s:g} s")
-
-    @property
-    def protocol(self):
-        """What was agreed on by ALPN; "" where the client did not ask."""
-        return self.tls.connection.selected_alpn_protocol() or ""
-
-    @property
-    def certificate(self):
-        """The client's, verified, as `ssl.SSLSocket.getpeercert` has it; None: it has none."""
-        return self.tls.connection.getpeercert()
 
     @property
     def left_s(self):
@@ -96,9 +93,10 @@ cdef class Handshake(Stream):
                 return self.over("the client is gone")
             if self.queue_bytes == 0:
                 self.want(EPOLLIN)
-        if events & ~<uint32_t>EPOLLOUT:
+        if events & ~<uint32_t>EPOLLOUT and self.hub.handshakes < self.per_turn:
+            self.hub.handshakes += 1
             return self.read()
-        return 0
+        return 0                # the epoll set tells of it again
 
     cdef int fail(self) except -1:
         return self.over("")
@@ -123,6 +121,11 @@ cdef class Handshake(Stream):
         if self.owe():
             return self.over("the client is gone")
         if is_done:
+            try:
+                self.certificate = self.tls.connection.getpeercert()
+            except ValueError as error:         # OpenSSL verifies what Python cannot decode
+                return self.over(f"the client's certificate cannot be read: {error}")
+            self.protocol = self.tls.connection.selected_alpn_protocol() or ""
             self.hub.wheel.discard(self)
             on_end, self.on_end = self.on_end, None
             on_end(self, None)
@@ -141,8 +144,8 @@ cdef class Handshake(Stream):
         return error
 
     cdef int over(self, str why) except -1:
-        """It failed."""
-        if self.on_end is None:
+        """It failed, or nobody could go on with it."""
+        if self.fd < 0:
             return 0
         on_end, self.on_end = self.on_end, None
         self.hub.wheel.discard(self)
@@ -151,7 +154,8 @@ cdef class Handshake(Stream):
         recv(self.fd, self.hub.sealed(), self.hub.sealed_bytes, MSG_DONTWAIT)   # closing over unread input is a reset
         close_fd(self.fd)
         self.fd = -1
-        on_end(self, why)
+        if on_end is not None:
+            on_end(self, why)
         return 0
 
 

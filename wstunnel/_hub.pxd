@@ -50,6 +50,7 @@ cdef class Hub:
     cdef list seats                     # by descriptor: its Stream, or None
     cdef list corked                    # streams that have gathered something to send
     cdef bint is_awake                  # in `wake`, at whose end they send it
+    cdef unsigned handshakes            # that went on in this wake
     cdef uint32_t seatings              # how many there were: tells a stream from its predecessor on a descriptor
     cdef int64_t[::1] counters          # owns the words that `count` points to
     cdef int64_t* count                 # COUNTERS words, indexed by the enum above

@@ -125,6 +125,7 @@ cdef class Hub:
         cdef int n = epoll_wait(self.epoll_fd, events, READY_PER_WAKE, 0)
         cdef Stream stream
         self.is_awake = True
+        self.handshakes = 0
         for i in range(n):
             fd = <int>(events[i].data.u64 & FD_MASK)
             if <object>PyList_GET_ITEM(self.seats, fd) is None:
@@ -207,6 +208,7 @@ cdef class Hub:
     cdef int pass_on(self, Stream stream, Stream heir) except -1:
         """Let `heir` have the stream's seat, what is armed there, its TLS and its queue, without a system call."""
         heir.tls = stream.tls
+        stream.tls = None
         heir.queue = stream.queue
         heir.queue_start = stream.queue_start
         heir.queue_bytes = stream.queue_bytes

@@ -34,6 +34,8 @@ class AcceptLimits:
 
     per_turn: int = 16
     """Connections accepted per listener and wake-up, so that live tunnels keep their turn."""
+    handshakes_per_turn: int = 4
+    """TLS handshakes that go on per wake-up, likewise: each takes up to a millisecond."""
     reserved_fds: int = 64
     """Descriptors kept back for listeners, logs, pools and files being served."""
     fds_per_connection: int = 2

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
+import select
 import socket
 import ssl
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import LOOPS, Run, open_descriptors
 from tests.wire.sockets import eventually, turns
-from tests.wire.tls import TlsPeer, authority, client_context, credentials, issued
+from tests.wire.tls import TlsPeer, authority, client_context, credentials, issued, undecodable
 from wstunnel._handshake import Handshake
 from wstunnel._hub import Hub, PlainTransport
 from wstunnel._tls import Tls
@@ -25,6 +30,7 @@ SIZES = {"read_bytes": READ_BYTES, "bulk_bytes": 128 * 1024, "turn_bytes": 256 *
 TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 VERSIONS = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["TLS1.2", "TLS1.3"])
 TIMEOUT_S = 5.0
+PER_TURN = 4
 
 
 @pytest.fixture(params=list(LOOPS))
@@ -77,6 +83,7 @@ class Bench:
         self._within_s, self._max_bytes = within_s, max_bytes
         self.tls = tls or ServerTls(credentials())
         self.ends: list[str | None] = []
+        self.fault: Exception | None = None
         self.handshakes: list[Handshake] = []
 
     async def __aenter__(self) -> Bench:
@@ -105,6 +112,8 @@ class Bench:
 
         def ended(handshake: Handshake, fault: str | None) -> None:
             self.ends.append(fault)
+            if self.fault is not None:
+                raise self.fault
             if fault is None:
                 handshake.attach(protocol)
 
@@ -116,6 +125,7 @@ class Bench:
                 on_end=ended,
                 within_s=self._within_s,
                 max_bytes=self._max_bytes,
+                per_turn=PER_TURN,
             )
         )
         self._protocols.append(protocol)
@@ -481,6 +491,93 @@ def test_a_handshake_has_so_many_bytes(run: Run):
     run(check())
 
 
+def test_handshakes_leave_others_their_turn(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, far = None, []
+            protocol, peer = await bench.peer()
+            others = [TlsPeer(bench.accept()[1]) for _ in range(3 * PER_TURN)]
+            for other in others:
+                other.step()
+                await other.send_raw(other.said())
+            await peer.send(b"mine")
+            turns_taken = 0
+            while protocol.data != b"mine":
+                bench.hub.wake()
+                turns_taken += 1
+                answered = sum(bool(select.select([other.sock], [], [], 0)[0]) for other in others)
+                assert answered <= turns_taken * PER_TURN
+            assert turns_taken == 1
+
+            await asyncio.gather(*(other.shake() for other in others))
+            await eventually(lambda: bench.ends == [None] * (1 + len(others)), "every handshake")
+
+    run(check())
+
+
+def test_who_cannot_go_on_with_a_connection_leaves_no_descriptor(run: Run):
+    async def check() -> None:
+        faults: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: faults.append(str(told["exception"])))
+        async with Bench() as bench:
+            bench.fault = ValueError("not today")
+            _, far = bench.accept()
+            peer = TlsPeer(far)
+            await peer.shake()
+            with contextlib.suppress(ConnectionResetError):
+                assert await peer.recv() == b""
+
+            assert faults == ["not today"]
+            assert bench.ends == [None]
+
+    run(check())
+
+
+def test_a_certificate_that_cannot_be_decoded_is_refused(run: Run, tmp_path: Path):
+    """OpenSSL does not look at it, and `ssl` raises UnicodeDecodeError."""
+
+    async def check() -> None:
+        ca = authority("ours")
+        tls = ServerTls(credentials(client_ca=ca.cert_pem.bytes()))
+        context = client_context()
+        (tmp_path / "odd.pem").write_bytes(b"".join(undecodable()))
+        context.load_cert_chain(tmp_path / "odd.pem")
+        async with Bench(tls=tls) as bench:
+            _, far = bench.accept()
+            peer = TlsPeer(far, context)
+            with contextlib.suppress(ssl.SSLError, ConnectionResetError):
+                await peer.shake_and_listen()
+            await eventually(lambda: bench.ends != [], "the end")
+
+            assert bench.ends[0] is not None
+            assert bench.ends[0].startswith("the client's certificate cannot be read: ")
+
+    run(check())
+
+
+def test_a_descriptor_that_cannot_be_watched_stays_the_callers(run: Run, tmp_path: Path):
+    async def check() -> None:
+        async with Bench() as bench:
+            ended = bench.ends.append
+            before = sys.getrefcount(ended)
+            with open(tmp_path / "file", "wb") as file:  # epoll takes none
+                with pytest.raises(PermissionError):
+                    Handshake(
+                        bench.hub,
+                        file.fileno(),
+                        bench.tls.context,
+                        on_end=ended,
+                        within_s=1.0,
+                        max_bytes=100,
+                        per_turn=1,
+                    )
+                gc.collect()
+                assert sys.getrefcount(ended) == before, "nothing is left of it"
+                file.write(b"open")
+
+    run(check())
+
+
 def test_an_old_client_gets_an_alert(run: Run):
     async def check() -> None:
         tls = ServerTls(credentials())
@@ -546,7 +643,7 @@ def test_a_hub_with_reads_shorter_than_a_record_takes_no_tls(run: Run):
         loop = asyncio.get_running_loop()
         hub = Hub(loop, TimerWheel(0.1, 0.0), read_bytes=4096, bulk_bytes=8192, turn_bytes=8192, look_s=0.5)
         with pytest.raises(ValueError, match="at least"):
-            Handshake(hub, 0, ServerTls(credentials()).context, on_end=print, within_s=1.0, max_bytes=1)
+            Handshake(hub, 0, ServerTls(credentials()).context, on_end=print, within_s=1.0, max_bytes=1, per_turn=1)
         hub.close()
 
     run(check())

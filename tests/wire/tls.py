@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import functools
 import socket
 import ssl
 from typing import Any
 
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.wire.clients import Client
 from tests.wire.sockets import connected, turns
 from wstunnel import TcpAddress, UnixAddress
 from wstunnel.net.tls import Credentials
 
-__all__ = ["TlsClient", "TlsPeer", "authority", "client_context", "credentials", "issued", "pem"]
+__all__ = [
+    "TlsClient",
+    "TlsPeer",
+    "authority",
+    "client_context",
+    "credentials",
+    "issued",
+    "pem",
+    "undecodable",
+]
 
 
 @functools.cache
@@ -34,6 +47,36 @@ def issued(*names: str, by: str = "ours", **how: Any) -> trustme.LeafCert:
 def pem(leaf: trustme.LeafCert) -> tuple[bytes, bytes]:
     """Its chain and its key."""
     return b"".join(each.bytes() for each in leaf.cert_chain_pems), leaf.private_key_pem.bytes()
+
+
+@functools.cache
+def undecodable() -> tuple[bytes, bytes]:
+    """A certificate of our authority, and its key: OpenSSL takes it, and `ssl` cannot say which names are in it."""
+    ours = x509.load_pem_x509_certificate(authority("ours").cert_pem.bytes())
+    signer = serialization.load_pem_private_key(authority("ours").private_key_pem.bytes(), None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "odd")]))
+        .issuer_name(ours.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(ours.not_valid_before_utc)
+        .not_valid_after(datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1))
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(
+            x509.UnrecognizedExtension(x509.ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x03\x82\x01\xff"),
+            critical=False,
+        )
+        .sign(signer, hashes.SHA256())
+    )
+    return (
+        certificate.public_bytes(serialization.Encoding.PEM),
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    )
 
 
 def credentials(*leaves: trustme.LeafCert, **how: Any) -> Credentials:

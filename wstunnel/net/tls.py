@@ -187,7 +187,10 @@ def _names_in(context: ssl.SSLContext, chain: bytes, certificate_name: str) -> l
         raise ConfigError((f"{certificate_name}: clients will not take it: {error.verify_message}",)) from error
     except ssl.SSLError as error:
         raise ConfigError((f"{certificate_name}: cannot be served: {_said(error)}",)) from error
-    seen = near.getpeercert()
+    try:
+        seen = near.getpeercert()
+    except ValueError as error:
+        raise ConfigError((f"{certificate_name}: the names in it cannot be read: {error}",)) from error
     assert seen is not None
     names = [value for kind, value in _pairs(seen.get("subjectAltName", ())) if kind == "DNS"]
     if not names:

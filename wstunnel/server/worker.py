@@ -239,6 +239,7 @@ class Worker:
                 on_end=ended,
                 within_s=limits.head_timeout_s,
                 max_bytes=limits.max_handshake_bytes,
+                per_turn=self._limits.accept.handshakes_per_turn,
             )
         except OSError as error:
             _log.error("%s: cannot be served: %s", peer, error)

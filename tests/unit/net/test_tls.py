@@ -11,7 +11,7 @@ import pytest
 import trustme
 from cryptography.hazmat.primitives import serialization
 
-from tests.wire.tls import authority, client_context, credentials, issued, pem
+from tests.wire.tls import authority, client_context, credentials, issued, pem, undecodable
 from wstunnel.errors import ConfigError
 from wstunnel.net.tls import Credentials, ServerTls, subject_of
 
@@ -124,6 +124,12 @@ def test_what_is_no_certificate_and_no_key_each_by_the_operators_name():
         "/etc/2.key: is no private key in PEM",
         "/etc/3.key: is no private key in PEM",
     ]
+
+
+def test_a_certificate_whose_names_cannot_be_decoded():
+    (problem,) = problems(Credentials((undecodable(),)))
+
+    assert problem.startswith("certificate 1: the names in it cannot be read: ")
 
 
 def test_a_key_with_a_passphrase_is_not_asked_for():
