@@ -858,9 +858,10 @@ cdef class H2Leg(_ClientLeg):
         self.wire = None
         self.early = None
         owner, self.owner = self.owner, None
-        if wire is not None and wire.legs.pop(self.stream_id, None) is not None:
-            if owner is not None:
-                owner.closed()
+        if wire is not None:
+            wire.legs.pop(self.stream_id, None)     # it is not there any more when the connection went first
+        if owner is not None:
+            owner.closed()
         return 0
 
     cdef bint has_moved(self) noexcept:
