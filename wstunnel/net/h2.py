@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any
 
 from h2.config import H2Configuration
+from h2.connection import AllowedStreamIDs
 from h2.connection import H2Connection as Engine
 from h2.errors import ErrorCodes
 from h2.events import (
@@ -29,6 +30,7 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
+from h2.stream import H2Stream
 from hyperframe.frame import DataFrame, GoAwayFrame, SettingsFrame
 
 from wstunnel._h2 import H2Leg, H2Wire
@@ -53,11 +55,22 @@ _FIRST_WINDOW = 65535  # of a connection, RFC 9113 §6.9.2
 _KEY_BYTES = 16
 
 
+class _Engine(Engine):
+    """h2, which does not count the bodies of requests: one of a wrong length would end the connection."""
+
+    def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
+        stream = super()._begin_new_stream(stream_id, allowed_ids)
+        stream._initialize_content_length = _leave_length  # type: ignore[method-assign]
+        return stream
+
+
 class H2Exchange:
     """An `Exchange` over one stream of an HTTP/2 connection."""
 
     __slots__ = (
         "_body",
+        "_body_bytes",
+        "_body_clock",
         "_connection",
         "_error",
         "_has_own_key",
@@ -67,10 +80,11 @@ class H2Exchange:
         "_is_continue_awaited",
         "_is_started",
         "_left_bytes",
-        "_stall",
+        "_reader",
+        "_room_clock",
         "_task",
         "_unread_bytes",
-        "_waiter",
+        "_writer",
         "is_taken",
         "leg",
         "request",
@@ -84,6 +98,7 @@ class H2Exchange:
         self._has_own_key = has_own_key
         self._is_body_whole = is_whole
         self._body = bytearray()
+        self._body_bytes = 0  # that have come
         self._unread_bytes = 0  # of the window of its stream and its connection, as h2 counts it
         self._error: PeerError | None = None  # of the body
         self._is_started = False
@@ -93,8 +108,11 @@ class H2Exchange:
         self._is_continue_awaited = request.body_bytes != 0 and "100-continue" in request.tokens("expect")
         self._left_bytes: int | None = 0  # of the answer's body; None: nobody knows
         self._task: asyncio.Task[None] | None = None
-        self._waiter: asyncio.Future[None] | None = None  # of the coroutine, for more of the body or for room
-        self._stall: asyncio.TimerHandle | None = None
+        # a gateway may wait for the body in one task and for room in another
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._body_clock: asyncio.TimerHandle | None = None
+        self._room_clock: asyncio.TimerHandle | None = None
 
     # --- for the server
 
@@ -121,7 +139,7 @@ class H2Exchange:
     async def read(self) -> bytes:
         if self._is_continue_awaited:
             self._is_continue_awaited = False
-            if not self._is_started:
+            if not self._is_started and not self.leg.is_over:
                 self._connection.send_fields(self.leg, [(b":status", b"100")])
         while not self._body:
             if self._error is not None:
@@ -130,11 +148,13 @@ class H2Exchange:
                 return b""
             limit_s = self._connection.limits.head.body_stall_s
             stalled = PeerError(f"no byte of the body within {limit_s:g} s", status=408)
-            self._stall = self._connection.loop.call_later(limit_s, self.fail_body, stalled)
+            self._body_clock = self._connection.loop.call_later(limit_s, self.fail_body, stalled)
+            self._reader = self._connection.loop.create_future()
             try:
-                await self._wait()
+                await self._reader
             finally:
-                self._stop_clock()
+                self._body_clock.cancel()
+                self._reader = self._body_clock = None
         piece = bytes(self._body)
         self._body.clear()
         self._give_back()
@@ -235,39 +255,33 @@ class H2Exchange:
             raise ConnectionResetError("the client is gone")
 
     async def _room(self) -> None:
-        """Wait while the client does not take its bytes, and for the cancellation when it is gone."""
-        while self.leg.is_over or self.leg.waiting_bytes > self._connection.limits.head.write_high_bytes:
+        """Wait while the client does not take its bytes, and for the cancellation when it is gone too early."""
+        high_bytes = self._connection.limits.head.write_high_bytes
+        while self.leg.waiting_bytes > high_bytes or (self.leg.is_over and not self._is_answered):
             self._watch_room()
-            await self._wait()
-
-    async def _wait(self) -> None:
-        self._waiter = self._connection.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._writer = self._connection.loop.create_future()
+            try:
+                await self._writer
+            finally:
+                self._writer = None
 
     def _watch_room(self) -> None:
-        if self._stall is None and not self.leg.is_over:
+        if self._room_clock is None and not self.leg.is_over:
             limit_s = self._connection.limits.head.write_stall_s
-            self._stall = self._connection.loop.call_later(limit_s, self._look_at_room, self.leg.waiting_bytes)
+            self._room_clock = self._connection.loop.call_later(limit_s, self._look_at_room, self.leg.waiting_bytes)
 
     def _look_at_room(self, waiting_bytes: int) -> None:
         """A client that has taken nothing of its answer for that long is dropped."""
-        self._stall = None
+        self._room_clock = None
         if self.leg.waiting_bytes >= waiting_bytes:
             self.abort()
         else:
             self._watch_room()
 
     def _stop_clock(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+        if self._room_clock is not None:
+            self._room_clock.cancel()
+            self._room_clock = None
 
     def _give_back(self) -> None:
         unread_bytes, self._unread_bytes = self._unread_bytes, 0
@@ -295,20 +309,29 @@ class H2Exchange:
     def feed(self, data: bytes, window_bytes: int) -> None:
         """Some of the body has come."""
         self._unread_bytes += window_bytes
+        self._body_bytes += len(data)
+        announced_bytes = self.request.body_bytes
         if self._is_concluded or self._is_answered:
             self._give_back()
-            return
-        self._body += data
-        self._wake()
+        elif announced_bytes is not None and self._body_bytes > announced_bytes:
+            self.fail_body(PeerError(f"the body is longer than the {announced_bytes} bytes that were announced"))
+        else:
+            self._body += data
+            _wake(self._reader)
 
     def end_body(self) -> None:
         """All of it has."""
+        announced_bytes = self.request.body_bytes
+        if announced_bytes is not None and self._body_bytes < announced_bytes:
+            self.fail_body(PeerError(f"the body ends {self._body_bytes} bytes into the {announced_bytes} announced"))
         self._is_body_whole = True
-        self._wake()
+        _wake(self._reader)
 
     def fail_body(self, fault: PeerError) -> None:
-        self._error = fault
-        self._wake()
+        """No more of it comes, if it is not whole."""
+        if not self._is_body_whole:
+            self._error = fault
+            _wake(self._reader)
 
     # --- called by the leg
 
@@ -318,17 +341,18 @@ class H2Exchange:
         if self._is_concluded:
             self.leg.close_stream()
         else:
-            self._wake()
+            _wake(self._writer)
 
     def fallen(self) -> None:
         """The client has reset the stream, or is gone."""
         self._stop_clock()
+        self.fail_body(PeerError("the client has left within its body"))
         if self._task is not None and not self._is_answered:
             self._task.cancel()
         elif self._is_concluded:
             self.leg.close_stream()
         else:
-            self._wake()
+            _wake(self._writer)
 
     def closed(self) -> None:
         """The stream is over."""
@@ -341,6 +365,8 @@ class H2Exchange:
     def _serve_in_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._task = self._connection.loop.create_task(coroutine)
         self._task.add_done_callback(self._served)
+        if self.leg.is_over and not self._is_answered:
+            self._task.cancel()  # it has fallen in the first step, before there was a task
 
     def _served(self, task: asyncio.Task[None]) -> None:
         self._task = None
@@ -681,6 +707,10 @@ class H2Connection:
         self.wire.finish()
 
 
+def _leave_length(headers: object) -> None:
+    """An `H2Exchange` knows it."""
+
+
 def _engine(limits: Limits) -> Engine:
     """h2 as this side of a connection. Its own settings are sent by us, with those that it need not know."""
     config = H2Configuration(
@@ -690,7 +720,7 @@ def _engine(limits: Limits) -> Engine:
         validate_outbound_headers=False,
         normalize_outbound_headers=False,
     )
-    engine = Engine(config)
+    engine = _Engine(config)
     del engine.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]  # too many are refused here, and nobody else harmed
     engine.local_settings.initial_window_size = limits.h2.window_bytes
     engine.local_settings.acknowledge()
@@ -712,6 +742,11 @@ def _settings_frame(limits: Limits, max_streams: int) -> bytes:
         },
     )
     return frame.serialize()
+
+
+def _wake(waiter: asyncio.Future[None] | None) -> None:
+    if waiter is not None and not waiter.done():
+        waiter.set_result(None)
 
 
 def _nobody(peer: str) -> Request:

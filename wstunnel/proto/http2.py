@@ -160,10 +160,11 @@ def _handshake(headers: list[tuple[str, str]], key: str) -> Headers:
 
 
 def _body_bytes(headers: list[tuple[str, str]], *, is_whole: bool) -> int | None:
-    """As `Request.body_bytes`. That as much comes is checked by h2. raises PeerError(400)"""
+    """As `Request.body_bytes`. That as much comes is checked by whoever reads it. raises PeerError(400)"""
     lengths = [value for name, value in headers if name == "content-length"]
     if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
         raise PeerError(f'Content-Length "{safe(", ".join(lengths))}" is no length')
-    if is_whole:
-        return 0
-    return int(lengths[0]) if lengths else None
+    announced_bytes = int(lengths[0]) if lengths else None
+    if is_whole and announced_bytes:
+        raise PeerError(f"{announced_bytes} bytes of a body were announced, and none come")
+    return 0 if is_whole else announced_bytes
