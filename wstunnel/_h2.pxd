@@ -61,10 +61,11 @@ cdef class H2Wire(Stream):
     cdef bytes rest             # read, and left for the next turn
     cdef unsigned turn          # control frames that may still be served in this one
     cdef unsigned turn_frames
-    cdef double credit          # budget of odd events: it falls with each, and rises with use and time
+    cdef double credit          # budget of odd events: it falls with each, and rises with answers and time
     cdef double credit_max
     cdef double credit_per_s
     cdef double credit_s
+    cdef double free            # frames that may be about what the client was sent
 
     cdef int parse(self, uint8_t* p, size_t n) except -1
     cdef int begin_frame(self) except -1
@@ -75,7 +76,8 @@ cdef class H2Wire(Stream):
     cdef int feed_tunnel(self, uint8_t* p, size_t n) except -1
     cdef int window_update(self, uint32_t increment) except -1
     cdef int charge(self, double cost, str what) except -1
-    cdef int earn(self, double worth) noexcept
+    cdef int charge_idle(self, str what) except -1
+    cdef int charge_reset(self) except -1
     cdef int fault(self, uint32_t code, str text) except -1
     cdef int read(self) except -1
     cdef int end_input(self) except -1
@@ -103,6 +105,7 @@ cdef class H2Leg(_ClientLeg):
     cdef readonly bint is_tunnel
     cdef bint is_waiting        # in `wire.waiting`
     cdef bint is_reset_sent
+    cdef bint is_answered
     cdef bint has_peer_moved    # at the last look
     cdef int64_t window         # what may be sent
     cdef int64_t client_window  # what the client may send

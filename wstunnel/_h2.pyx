@@ -72,11 +72,20 @@ cdef enum:
     OUT_FIRST_BYTES = 1024
     WINDOW_PARTS = 2            # a window is opened again when one of so many parts of it has been taken
 
-cdef double COST_FRAME = 1.0    # one that says nothing, or asks for an answer
+cdef enum:
+    SHORT_BYTES = 1024          # DATA that a window has cut to less is worth less
+
+# What limits.H2Limits speaks of. Credit is spent on what is costly here, and comes back with answers and time.
+cdef double COST_FRAME = 1.0    # one that says nothing
+cdef double COST_LATE = 0.1     # DATA of a stream that is over: it may have been on its way
 cdef double COST_SETTINGS = 10.0
 cdef double COST_CONTINUATION = 10.0
-cdef double COST_RESET = 2.0
-cdef double WORTH_FRAME = 2.0   # of DATA with a payload: the client may open both windows for each
+cdef double COST_RESET = 2.0    # of a stream that was opened, and has no answer
+cdef double WORTH_ANSWER = 1.0
+# Frames that cost next to nothing here, and that clients send about what they are sent: they are free for as long as
+# there is something that they may be about. Beyond that each is a COST_FRAME.
+cdef double FREE_PER_FRAME = 2.0    # DATA: the client may open both windows for each
+cdef double FREE_PER_ANSWER = 3.0   # Firefox opens the window of each request, others reorder them
 
 cdef int64_t WINDOW_MAX = 0x7FFFFFFF
 cdef int64_t FIRST_WINDOW = 65535   # §6.9.2: of the connection, and of streams before SETTINGS
@@ -410,7 +419,7 @@ cdef class H2Wire(Stream):
                                   "a PING has 8 bytes and belongs to no stream")
         elif self.type == PRIORITY or self.type > CONTINUATION:
             self.way = WAY_NOWHERE      # §5.3.1, §5.5
-            self.charge(COST_FRAME, "frames that say nothing")
+            self.charge_idle("frames that say nothing")
         else:
             self.way = WAY_CONTROL
         if self.way == WAY_CONTROL:
@@ -422,23 +431,23 @@ cdef class H2Wire(Stream):
                     return self.fault(ENHANCE_YOUR_CALM, f"a header block of more than {self.block_max} bytes")
                 if self.type == CONTINUATION:
                     self.charge(COST_CONTINUATION, "CONTINUATION frames")
+                elif self.stream_id <= self.highest:
+                    self.charge(COST_FRAME, "trailers")
             elif self.type == SETTINGS:
                 self.charge(COST_SETTINGS, "SETTINGS")
             elif self.type == RST_STREAM:
-                self.charge(COST_RESET, "streams that were opened and reset")
+                self.charge_reset()
         return 0
 
     cdef int begin_data(self, size_t n) except -1:  # hot
         found = self.legs.get(self.stream_id)
         cdef H2Leg leg = <H2Leg>found if found is not None else None
-        if n:
-            self.earn(WORTH_FRAME)
-        elif not self.flags & FLAG_END_STREAM:
+        if n == 0 and not self.flags & FLAG_END_STREAM:
             self.charge(COST_FRAME, "empty frames")
         if leg is None or not leg.is_tunnel or leg.is_read_ended:
             self.way = WAY_CONTROL
             if leg is None:
-                self.charge(COST_FRAME, "DATA of streams that are over")
+                self.charge(COST_LATE, "DATA of streams that are over")
             del self.frame[:]
             self.frame += (<const uint8_t[:FRAME_HEAD]>self.head)
             return 0
@@ -463,6 +472,8 @@ cdef class H2Wire(Stream):
                 self.fault(PROTOCOL_ERROR, "more padding than payload")
                 return <int>n
             self.padding = p[0]
+            if self.left == self.padding + 1u and not self.flags & FLAG_END_STREAM:
+                self.charge(COST_FRAME, "padding of nothing")
             return 1
         payload = min(n, <size_t>(self.left - self.padding))
         if payload == 0:
@@ -498,6 +509,11 @@ cdef class H2Wire(Stream):
             self.block_id = 0 if self.flags & FLAG_END_HEADERS else self.stream_id
             if self.block_id == 0:
                 self.block_bytes = 0
+        elif self.type == DATA and self.flags & FLAG_PADDED and not self.flags & FLAG_END_STREAM:
+            if len(whole) > FRAME_HEAD and len(whole) == FRAME_HEAD + 1 + whole[FRAME_HEAD]:
+                self.charge(COST_FRAME, "padding of nothing")
+                if self.is_closing:
+                    return 0
         self.turn -= 1
         if self.type == GOAWAY and self.block_id == 0:
             self.charge(COST_SETTINGS, "GOAWAY")
@@ -511,14 +527,14 @@ cdef class H2Wire(Stream):
         if self.type == PING:
             if self.flags & FLAG_ACK:
                 return self.charge(COST_FRAME, "answers to PING")
-            self.charge(COST_FRAME, "PING")
+            self.charge_idle("PING")
             if self.is_closing:
                 return 0
             self.append_head(PING_BYTES, PING, FLAG_ACK, 0)
             return self.append(self.small, PING_BYTES)
         word = ((<uint32_t>self.small[4] << 24) | (<uint32_t>self.small[5] << 16)
                 | (<uint32_t>self.small[6] << 8) | self.small[7]) & ID_MASK
-        self.charge(COST_FRAME, "WINDOW_UPDATE")
+        self.charge_idle("WINDOW_UPDATE")
         return 0 if self.is_closing else self.window_update(word)
 
     cdef int window_update(self, uint32_t increment) except -1:
@@ -556,9 +572,27 @@ cdef class H2Wire(Stream):
             return self.fault(ENHANCE_YOUR_CALM, f"too many odd frames, the last ones: {what}")
         return 0
 
-    cdef int earn(self, double worth) noexcept:
-        self.credit = min(self.credit_max, self.credit + worth)
+    cdef int charge_idle(self, str what) except -1:
+        """A frame that may be about what the client was sent."""
+        if self.free >= 1:
+            self.free -= 1
+            return 0
+        return self.charge(COST_FRAME, what)
+
+    cdef int charge_reset(self) except -1:
+        """The client resets a stream. One that has its answer was worth it. source  CVE-2023-44487"""
+        found = self.legs.get(self.stream_id)
+        if found is None:
+            return self.charge(COST_FRAME, "resets of streams that are over")
+        if not (<H2Leg>found).is_answered:
+            return self.charge(COST_RESET, "streams that were opened and reset")
         return 0
+
+    def note_answer(self, H2Leg leg not None):
+        """A stream has its answer, or its tunnel."""
+        leg.is_answered = True
+        self.credit = min(self.credit_max, self.credit + WORTH_ANSWER)
+        self.free += FREE_PER_ANSWER
 
     def note_reset(self):
         """The owner has reset a stream because of the client's fault. source  CVE-2025-8671"""
@@ -649,7 +683,10 @@ cdef class H2Wire(Stream):
             self.window -= m
             leg.window -= m
             sent += m
-            self.earn(WORTH_FRAME)
+            if sent < n and m < SHORT_BYTES:
+                self.free += FREE_PER_FRAME * m / SHORT_BYTES
+            else:
+                self.free += FREE_PER_FRAME
             if self.out_bytes >= OUT_BYTES:
                 self.spill()
         return sent

@@ -94,13 +94,20 @@ class H2Limits:
     """A request's fields without compression, 32 bytes more for each (RFC 9113 §6.5.2)."""
     table_bytes: int = 4096
     """What HPACK may remember of our own answers, whatever the client allows."""
+    closed_streams: int = 1024
+    """How as many streams ended is remembered: what was on its way to them is no fault."""
     turn_frames: int = 8
     """Requests and other control frames that a connection has served before others have their turn."""
     odd_events: float = 200.0
-    """The budget of a connection for what costs us and says nothing: a PING is 1, a stream opened and reset 2, SETTINGS
-    are 10. DATA with a payload adds 2, in either direction."""
+    """The budget of a connection for what costs us and says nothing. A stream that is reset before it has its answer is
+    2, and so is one that we must reset for the client's fault; SETTINGS, GOAWAY and CONTINUATION are 10; trailers, empty
+    or only padded DATA, and the reset of a stream that is over are 1; DATA of such a stream is 0.1. PING, WINDOW_UPDATE,
+    PRIORITY and unknown frames are free, two for each DATA frame and three for each answer that were sent, and 1 beyond
+    that."""
+    odd_events_per_stream: float = 2.0
+    """What each stream that the client may have adds to it: a proxy may lose patience with all of them at once."""
     odd_events_per_s: float = 20.0
-    """What time adds to it."""
+    """What time gives back; each answer gives back 1 as well."""
     goaway_s: float = 1.0
     """A client that is asked to leave may have streams on their way to us for so long."""
 

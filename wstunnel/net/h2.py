@@ -56,7 +56,23 @@ _KEY_BYTES = 16
 
 
 class _Engine(Engine):
-    """h2, which does not count the bodies of requests: one of a wrong length would end the connection."""
+    """h2 as this side of a connection.
+
+    It does not count the bodies of requests, where a wrong length would end the connection; and it does not remember how
+    65,536 streams ended, which is 8 MiB of a client's making.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.MAX_CLOSED_STREAMS = limits.h2.closed_streams
+        super().__init__(
+            H2Configuration(
+                client_side=False,
+                header_encoding=None,
+                validate_inbound_headers=False,  # by proto/http2.py, like those that we send
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
 
     def _begin_new_stream(self, stream_id: int, allowed_ids: AllowedStreamIDs) -> H2Stream:
         stream = super()._begin_new_stream(stream_id, allowed_ids)
@@ -207,7 +223,7 @@ class H2Exchange:
         self._begin()
         self._check_client()
         fields = response_fields(HTTPStatus.OK, agreement.headers, with_accept=self._has_own_key)
-        self._connection.send_fields(self.leg, fields)
+        self._connection.send_answer(self.leg, fields)
         self._is_concluded = self.is_taken = True
         leftover, is_at_eof = self.leg.take_early()
         return Taken(self.leg, leftover, is_at_eof)
@@ -244,7 +260,7 @@ class H2Exchange:
         self._check_client()
         self._is_bodiless = is_last or length == 0 or self.request.method == "HEAD" or status in _BODILESS
         self._left_bytes = 0 if self._is_bodiless else length
-        self._connection.send_fields(self.leg, fields, is_last=self._is_bodiless)
+        self._connection.send_answer(self.leg, fields, is_last=self._is_bodiless)
 
     @property
     def _is_answered(self) -> bool:
@@ -474,7 +490,7 @@ class H2Connection:
             frame_max=limits.h2.frame_bytes,
             block_max=limits.head.max_head_bytes,
             turn_frames=limits.h2.turn_frames,
-            credit=limits.h2.odd_events,
+            credit=limits.h2.odd_events + limits.h2.odd_events_per_stream * max_streams,
             credit_per_s=limits.h2.odd_events_per_s,
         )
 
@@ -573,6 +589,10 @@ class H2Connection:
         if is_last:
             leg.note_ended()
 
+    def send_answer(self, leg: H2Leg, fields: Fields, *, is_last: bool = False) -> None:
+        self.wire.note_answer(leg)
+        self.send_fields(leg, fields, is_last=is_last)
+
     def give_back(self, leg: H2Leg, window_bytes: int) -> None:
         """So much of a body has been taken: the client may send as much again."""
         if window_bytes and not self._is_engine_over:
@@ -662,8 +682,11 @@ class H2Connection:
         changed = event.changed_settings
         first_window = changed.get(SettingCodes.INITIAL_WINDOW_SIZE)
         frame_bytes = changed.get(SettingCodes.MAX_FRAME_SIZE)
-        # what the client would remember for us is memory of ours
-        self._engine.encoder.header_table_size = min(self._engine.encoder.header_table_size, self.limits.h2.table_bytes)
+        # what the client would remember for us is memory of ours; so is what it is told of every change (RFC 7541 §4.2)
+        encoder = self._engine.encoder
+        encoder.header_table_size = min(encoder.header_table_size, self.limits.h2.table_bytes)
+        if changes := encoder.table_size_changes:
+            changes[:] = [min(changes), encoder.header_table_size]
         try:
             self.wire.set_peer(
                 None if first_window is None else first_window.new_value,
@@ -712,15 +735,8 @@ def _leave_length(headers: object) -> None:
 
 
 def _engine(limits: Limits) -> Engine:
-    """h2 as this side of a connection. Its own settings are sent by us, with those that it need not know."""
-    config = H2Configuration(
-        client_side=False,
-        header_encoding=None,
-        validate_inbound_headers=False,  # by proto/http2.py, like those that we send
-        validate_outbound_headers=False,
-        normalize_outbound_headers=False,
-    )
-    engine = _Engine(config)
+    """Begun; its own settings are sent by us, with those that it need not know."""
+    engine = _Engine(limits)
     del engine.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS]  # too many are refused here, and nobody else harmed
     engine.local_settings.initial_window_size = limits.h2.window_bytes
     engine.local_settings.acknowledge()
