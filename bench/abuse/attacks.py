@@ -16,7 +16,7 @@ from typing import Self
 
 from hpack import Decoder, Encoder
 
-__all__ = ["FLOODS", "PREFACE", "Enemy", "frame", "reset", "settings", "window_update"]
+__all__ = ["FLOODS", "PREFACE", "Enemy", "Requests", "frame", "reset", "settings", "window_update"]
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 END_STREAM, ACK, END_HEADERS, PADDED = 1, 1, 4, 8
@@ -49,14 +49,55 @@ def reset(stream_id: int) -> bytes:
     return frame(RST_STREAM, 0, stream_id, struct.pack(">I", CANCEL))
 
 
-class Enemy:
+class Requests:
+    """HEADERS of the requests of one connection."""
+
+    def __init__(self, authority: str = "a.example") -> None:
+        self._authority = authority
+        self._encoder = Encoder()
+        self._next_id = 1
+
+    def new_id(self) -> int:
+        """The id of a stream that is to be opened."""
+        self._next_id += 2
+        return self._next_id - 2
+
+    def block(self, fields: Fields) -> bytes:
+        """A header block; what the server remembers of it is known to the next one."""
+        return self._encoder.encode(fields)
+
+    def get(
+        self, stream_id: int, path: str = "/", more: Fields = (), *, flags: int = END_STREAM | END_HEADERS
+    ) -> bytes:
+        """HEADERS of a plain request."""
+        fields = [(":method", "GET"), (":scheme", "http"), (":authority", self._authority), (":path", path), *more]
+        return frame(HEADERS, flags, stream_id, self.block(fields))
+
+    def post(self, stream_id: int, path: str = "/", more: Fields = (), *, flags: int = END_HEADERS) -> bytes:
+        """HEADERS of a request with a body."""
+        fields = [(":method", "POST"), (":scheme", "http"), (":authority", self._authority), (":path", path), *more]
+        return frame(HEADERS, flags, stream_id, self.block(fields))
+
+    def connect(self, stream_id: int, path: str = "/ws") -> bytes:
+        """HEADERS of a WebSocket handshake."""
+        fields = [
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":authority", self._authority),
+            (":path", path),
+            ("sec-websocket-version", "13"),
+        ]
+        return frame(HEADERS, END_HEADERS, stream_id, self.block(fields))
+
+
+class Enemy(Requests):
     """A client that does what it is told, and notes what it hears."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: str) -> None:
+        super().__init__(authority)
         self._reader, self._writer = reader, writer
-        self._authority = authority
-        self._encoder, self._decoder = Encoder(), Decoder()
-        self._next_id = 1
+        self._decoder = Decoder()
         self.goaway: int | None = None
         """The first code of a GOAWAY but NO_ERROR, or that."""
         self.reset: dict[int, int] = {}
@@ -114,39 +155,6 @@ class Enemy:
         self._writer.transport.abort()
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             await self._writer.wait_closed()
-
-    # --- frames
-
-    def new_id(self) -> int:
-        """The id of a stream that is to be opened."""
-        self._next_id += 2
-        return self._next_id - 2
-
-    def block(self, fields: Fields) -> bytes:
-        """A header block; what the server remembers of it is known to the next one."""
-        return self._encoder.encode(fields)
-
-    def get(self, stream_id: int, path: str = "/", more: Fields = (), *, flags: int = END_STREAM | END_HEADERS) -> bytes:
-        """HEADERS of a plain request."""
-        fields = [(":method", "GET"), (":scheme", "http"), (":authority", self._authority), (":path", path), *more]
-        return frame(HEADERS, flags, stream_id, self.block(fields))
-
-    def post(self, stream_id: int, path: str = "/", more: Fields = (), *, flags: int = END_HEADERS) -> bytes:
-        """HEADERS of a request with a body."""
-        fields = [(":method", "POST"), (":scheme", "http"), (":authority", self._authority), (":path", path), *more]
-        return frame(HEADERS, flags, stream_id, self.block(fields))
-
-    def connect(self, stream_id: int, path: str = "/ws") -> bytes:
-        """HEADERS of a WebSocket handshake."""
-        fields = [
-            (":method", "CONNECT"),
-            (":protocol", "websocket"),
-            (":scheme", "http"),
-            (":authority", self._authority),
-            (":path", path),
-            ("sec-websocket-version", "13"),
-        ]
-        return frame(HEADERS, END_HEADERS, stream_id, self.block(fields))
 
     # --- what is heard
 
