@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 
@@ -22,8 +23,14 @@ CHROMIUM_FLAGS = [
 
 
 @pytest.fixture(scope="module")
-def browser():
-    """One Chromium for all tests of a file, with a profile that is thrown away."""
+def playwright():
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+@contextlib.contextmanager
+def chromium(playwright, *flags):
+    """A Chromium with a profile that is thrown away, until the end of the block."""
     found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
     executable = next(filter(None, found), None)
     if executable is None:
@@ -31,16 +38,36 @@ def browser():
         if os.environ.get("CI") == "true":
             pytest.fail(missing)
         pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS, timeout=DEADLINE_MS)
+    argv = [*CHROMIUM_FLAGS, *flags]
+    browser = playwright.chromium.launch(executable_path=executable, args=argv, timeout=DEADLINE_MS)
+    try:
         yield browser
+    finally:
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def browser(playwright):
+    """One Chromium for all tests of a file."""
+    with chromium(playwright) as browser:
+        yield browser
 
 
 @pytest.fixture
 def page(browser):
     """A page without cookies, cache or history; `page.complaints` is all that its console held against it."""
-    context = browser.new_context(viewport={"width": 900, "height": 700}, reduced_motion="reduce")
+    with new_page(browser) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def new_page(browser):
+    """As `page`, until the end of the block."""
+    context = browser.new_context(
+        viewport={"width": 900, "height": 700},
+        reduced_motion="reduce",
+        ignore_https_errors=True,  # certificates are made for one test, and no authority of this machine signs them
+    )
     context.set_default_timeout(DEADLINE_MS)
     page = context.new_page()
     page.complaints = []

@@ -60,7 +60,7 @@ class Program:
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE_S)
         line = self.process.stdout.readline().decode() if ready else ""
-        match = re.search(r"listening on (http://(127\.0\.0\.1:[0-9]+)/)", line)
+        match = re.search(r"listening on (https?://(127\.0\.0\.1:[0-9]+)/)", line)
         if match is None:
             self.process.kill()
             self.process.communicate()
@@ -112,7 +112,7 @@ def backend(folder, body):
 
 
 def open_tunnel(page, program, protocols=()):
-    page.evaluate(OPEN, [f"ws://{program.authority}/ws/", list(protocols)])
+    page.evaluate(OPEN, [f"{program.address.replace('http', 'ws', 1)}ws/", list(protocols)])
     page.wait_for_function("tunnel.opened || tunnel.code !== null")
 
 
