@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import os
-import shutil
 import socket
 import socketserver
 import struct
 import subprocess
-import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,22 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.browser.test_page import BLANK_PAGE, DEADLINE_S, EXAMPLES, counts_to_five
+from tests.others import command, unpacked
 from tests.system.test_control import Service
 
 NOVNC = "@novnc/novnc@1.7.0"
 NOVNC_SHA512 = "ucEJOx4T2avIRCleodk7YobZj5O2Ga2AeLfQ69A/yjG9HHba2+PDgwSkN3FttrmG+70ZGx21sElNFouK13RzyA=="
-NPM_TIMEOUT_S = 60.0
-
-
-def command(name: str, package: str) -> str:
-    """Where this command is; without it the test is skipped, and under CI it fails."""
-    found = shutil.which(name, path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin")
-    if found is None:
-        missing = f"no {name} here: install Debian's package `{package}`"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    return found
 
 
 # --- ours, from lighttpd.conf
@@ -262,19 +247,9 @@ def screen() -> Iterator[socketserver.TCPServer]:
 def novnc(tmp_path_factory) -> Path:
     """A document root with noVNC as its authors publish it, and a blank page."""
     folder = tmp_path_factory.mktemp("novnc")
-    argv = [command("npm", "npm"), "pack", "--silent", "--fetch-retries=0", NOVNC]
-    try:
-        done = subprocess.run(argv, cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"npm did not fetch {NOVNC} within {NPM_TIMEOUT_S:g} s")
-    if done.returncode:
-        pytest.skip(f"npm cannot fetch {NOVNC}; `npm pack {NOVNC}` says why")
-    archive = folder / done.stdout.split()[-1]
-    assert base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode() == NOVNC_SHA512
-    with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
-    (folder / "package" / "index.html").write_bytes(BLANK_PAGE)
-    return folder / "package"
+    package = unpacked(NOVNC, NOVNC_SHA512, folder)
+    (package / "index.html").write_bytes(BLANK_PAGE)
+    return package
 
 
 OPEN = """async (url) => {

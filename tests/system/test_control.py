@@ -52,7 +52,7 @@ class Service:
         )
         assert self.process.stdout is not None
         greeting = self.process.stdout.readline() if is_waited_for else ""
-        found = re.search(r"http://127\.0\.0\.1:([0-9]+)/", greeting)
+        found = re.search(r"https?://127\.0\.0\.1:([0-9]+)/", greeting)
         assert found or not is_waited_for, self.log()
         self.address = TcpAddress("127.0.0.1", int(found[1]) if found else 0)
 
