@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from bench.load.scenarios import PROXY_FLAGS
-from bench.load.table import Result, Run, ratio, slope_bytes
+from bench.load.table import Result, Run, cost_of, rate_of, ratio, slope_bytes
 
 __all__ = ["Bar", "as_json", "bars", "markdown"]
 
@@ -58,6 +58,14 @@ def _of(result: Result, results: Sequence[Result], subject: str) -> Iterator[Bar
         return
     if subject not in result["runs"]:
         return
+    if result["scenario"] in {"tls", "h2c", "h2tls"}:
+        yield from _carried(result, results, name, subject)
+        return
+    if result["scenario"] == "h2stall":
+        yield from _beside_a_stalled_one(result, results, name, subject)
+        return
+    if result["scenario"] == "handshake":
+        return
     if result["scenario"] == "workers":
         against_one = ratio(result, f"{subject} --workers 2", subject)
         if against_one is not None:
@@ -102,6 +110,38 @@ def _proxied(result: Result, name: str, proxy: str, subject: str) -> Iterator[Ba
     against_nginx = ratio(result, proxy, "nginx")
     if against_nginx is not None:
         yield Bar(f"{name}: CPU of a proxied request against nginx", against_nginx, 2.0)
+
+
+def _carried(result: Result, results: Sequence[Result], name: str, subject: str) -> Iterator[Bar]:
+    if result["wire"] == "h1":
+        return
+    against_lighttpd = ratio(result, subject, "lighttpd")
+    if against_lighttpd is not None:
+        is_large = result["wire"] == "tls" and result["size"] == _LARGEST_NEAR_FLOOR
+        yield Bar(f"{name}: CPU against lighttpd", against_lighttpd, 0.5 if is_large else 1.0)
+    plain = [other for other in results if _is_same_load(result, other) and other["wire"] == "h1"]
+    if plain:
+        share = _against_beside(result, plain[0], subject, cost_of)
+        if share is not None:
+            yield Bar(f"{name}: CPU against HTTP/1.1", share, 1.5)
+
+
+def _beside_a_stalled_one(result: Result, results: Sequence[Result], name: str, subject: str) -> Iterator[Bar]:
+    alone = [other for other in results if _is_same_load(result, other) and not other["stalled_by"]]
+    share = _against_beside(result, alone[0], subject, rate_of) if alone and result["stalled_by"] else None
+    if share is not None:
+        yield Bar(f"{name}: messages per second against alone", share, 0.9, is_least=True)
+
+
+def _is_same_load(result: Result, other: Result) -> bool:
+    return all(result[what] == other.get(what) for what in ("scenario", "mode", "connections", "size", "in_flight"))
+
+
+def _against_beside(result: Result, other: Result, subject: str, of: Callable[[Result, Run], float]) -> float | None:
+    """The median, over the rounds, of a figure of one row divided by that of another row of the same group."""
+    runs = zip(result["runs"].get(subject, ()), other["runs"].get(subject, ()), strict=False)
+    shares = [of(result, run) / of(other, beside) for run, beside in runs if of(other, beside)]
+    return median(shares) if shares else None
 
 
 def _fair(result: Result, results: Sequence[Result], subject: str) -> Iterator[Bar]:

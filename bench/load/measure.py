@@ -9,13 +9,14 @@ import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bench.load.certificate import Certificate, make_certificate
 from bench.load.peers import Peer, Place
 from bench.load.processes import Cpus, Process, cpu_s, descriptors, free_port, memory_bytes
-from bench.load.programs import ROOT, Programs
-from bench.load.scenarios import Memory, Plan, Row
+from bench.load.programs import ROOT, MissingError, Programs
+from bench.load.scenarios import WIRES, Memory, Plan, Row
 
 __all__ = ["Bench", "FailedError"]
 
@@ -92,6 +93,7 @@ class Bench:
     checks: bool = False
     cpus: Cpus = field(default_factory=Cpus)
     _ports: set[int] = field(default_factory=set)
+    _made: Certificate | None = None
 
     def run(self) -> list[dict[str, Any]]:
         """All results, in the order of the plan."""
@@ -117,7 +119,7 @@ class Bench:
                     _skip(results, peer, unfit)
                     continue
                 try:
-                    servers.append(stack.enter_context(self._served(peer, group[0].backend)))
+                    servers.append(stack.enter_context(self._served(peer, group[-1].backend, group[-1].front)))
                 except FailedError as failure:
                     _skip(results, peer, str(failure))
             for turn in range(self.plan.rounds):
@@ -141,10 +143,12 @@ class Bench:
         wrong_before, accepted_before = server.wrong_bytes(), server.accepted()
         arguments = ["--in-flight", str(row.in_flight), "--greedy", str(row.greedy)]
         arguments += ["--seconds", str(self.plan.seconds), "--warm-up", str(self.plan.warm_up)]
-        with self._client(server, row.mode, row.connections, row.size, *arguments) as client:
+        if row.stalled_by:
+            arguments += ["--stalled", "1", "--stalled-by", row.stalled_by]
+        with self._client(server, row, row.connections, *arguments) as client:
             _expect_connected(client, server)
             if row.mode not in {"churn", "get"}:
-                server.wait_for_backend(accepted_before + row.connections + row.greedy)
+                server.wait_for_backend(accepted_before + row.connections + row.greedy + bool(row.stalled_by))
             self._write(client, f"go {_joined(server.pids())} / {_joined(server.backend_pids())}\n")
             run = _report(client)
         server.settle()
@@ -152,6 +156,8 @@ class Bench:
             raise FailedError(_why(run, server))
         if self.checks and row.mode == "upload" and server.wrong_bytes() != wrong_before:
             raise FailedError("what the backend got is not what the clients sent")
+        if run["stalled_bytes"]:
+            raise FailedError(f"{run['stalled_bytes']} bytes of a tunnel that stands still")
         if not run["messages"] and row.mode in {"echo", "churn", "get"}:
             raise FailedError("not one message came back")
         return run
@@ -167,10 +173,10 @@ class Bench:
             "failed": {},
         }
         for peer in self.peers:
-            if peer.is_guest:
+            if peer.name not in kept.only if kept.only else peer.is_guest:
                 continue
             try:
-                with self._served(peer, kept.backend) as server:
+                with self._served(peer, kept.backend, WIRES[kept.wire].front) as server:
                     result["looks"][peer.name] = self._looks(server, kept)
             except FailedError as failure:
                 result["failed"][peer.name] = str(failure)
@@ -180,7 +186,9 @@ class Bench:
         """Memory of the server with none of the tunnels, then with more and more of them, or as time goes by."""
         most = min(server.peer.most_connections or server.place.connections, server.place.connections)
         steps = sorted({min(step, most) for step in kept.steps})
-        with self._client(server, "hold", 1, kept.size) as client:  # whatever is loaded late is loaded now
+        with self._client(
+            server, replace(kept, mode="hold"), kept.tunnels
+        ) as client:  # whatever is loaded late is loaded now
             _expect_connected(client, server)
             client.stdin.close()
             _report(client)
@@ -189,7 +197,7 @@ class Bench:
         with contextlib.ExitStack() as stack:
             clients, open_now = [], 0
             for step in steps:
-                clients.append(stack.enter_context(self._client(server, kept.mode, step - open_now, kept.size)))
+                clients.append(stack.enter_context(self._client(server, kept, step - open_now)))
                 _expect_connected(clients[-1], server)
                 open_now = step
                 if not kept.looks_s:
@@ -209,10 +217,14 @@ class Bench:
     # -- processes
 
     @contextlib.contextmanager
-    def _served(self, peer: Peer, mode: str) -> Iterator[Server]:
+    def _served(self, peer: Peer, mode: str, front: str = "") -> Iterator[Server]:
         missing = peer.missing()
         if missing:
             raise FailedError(f"missing: {missing}")
+        try:
+            certificate = self._certificate() if front == "tls" else None
+        except MissingError as error:
+            raise FailedError(f"missing: {error}") from None
         mode = "http" if peer.is_http else mode
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-"))
@@ -225,6 +237,8 @@ class Bench:
                 stdio_backend=(self.programs.backend, mode, "--stdio", counters, str(self.cpus.load)),
                 programs=self.programs,
                 connections=int(descriptors() * _TUNNEL_SHARE) // _DESCRIPTORS_PER_TUNNEL,
+                takes_h2c=front == "h2c",
+                certificate=certificate,
             )
             backend = Process(
                 [self.programs.backend, mode, f"unix:{backend_path}", counters],
@@ -248,9 +262,11 @@ class Bench:
             yield Server(peer, place, process, backend, counters)
 
     @contextlib.contextmanager
-    def _client(self, server: Server, mode: str, connections: int, size: int, *arguments: str) -> Iterator[Process]:
-        command = [self.programs.client, "--mode", mode, "--to", str(server.place.port)]
-        command += ["--connections", str(connections), "--size", str(size), "--counters", server.counters, *arguments]
+    def _client(self, server: Server, load: Row | Memory, connections: int, *arguments: str) -> Iterator[Process]:
+        flags = WIRES[load.wire].flags
+        command = [self.programs.tls_client if "--tls" in flags else self.programs.client, *flags, "--mode", load.mode]
+        command += ["--to", str(server.place.port), "--connections", str(connections), "--size", str(load.size)]
+        command += ["--tunnels", str(load.tunnels), "--counters", server.counters, *arguments]
         if server.peer.is_raw:
             command.append("--raw")
         if server.peer.is_http:
@@ -262,6 +278,16 @@ class Bench:
             yield client
         finally:
             client.stop()
+
+    def _certificate(self) -> Certificate:
+        """The one that all servers have.
+
+        raises  MissingError without what it takes to make it, or to speak TLS at all
+        """
+        self.programs.need_tls()
+        if self._made is None:
+            self._made = make_certificate(self.programs.folder)
+        return self._made
 
     def _port(self) -> int:
         while (port := free_port()) in self._ports:
@@ -285,6 +311,9 @@ def _blank(row: Row) -> dict[str, Any]:
         "size": row.size,
         "in_flight": row.in_flight,
         "greedy": row.greedy,
+        "wire": row.wire,
+        "tunnels": row.tunnels,
+        "stalled_by": row.stalled_by,
         "runs": {},
         "failed": {},
     }

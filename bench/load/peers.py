@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bench.load.certificate import Certificate
 from bench.load.processes import descriptors
 from bench.load.programs import ROOT, Programs
 
@@ -34,6 +35,8 @@ class Place:
     stdio_backend: Sequence[str]  # the same backend for those who start a program per tunnel
     programs: Programs
     connections: int  # that it must be able to have
+    takes_h2c: bool = False  # HTTP/2 without TLS has to be understood, besides HTTP/1.1
+    certificate: Certificate | None = None  # TLS, with both, if there is one
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,14 @@ def _write(path: str, text: str) -> str:
 
 
 def _lighttpd(place: Place) -> list[str]:
+    modules, secure = '"mod_wstunnel"', ""
+    if place.certificate is not None:
+        modules = f'"mod_openssl", {modules}'
+        secure = f"""
+        ssl.engine = "enable"
+        ssl.pemfile = "{place.certificate.chain}"
+        ssl.privkey = "{place.certificate.key}"
+        """
     configuration = f"""
         server.document-root = "{place.folder}"
         server.bind = "127.0.0.1"
@@ -104,7 +115,9 @@ def _lighttpd(place: Place) -> list[str]:
         server.max-fds = {descriptors()}
         server.max-connections = {place.connections + 16}
         server.errorlog = "{place.folder}/error.log"
-        server.modules = ( "mod_wstunnel" )
+        server.modules = ( {modules} )
+        server.feature-flags = ( "server.h2proto" => "enable", "server.h2c" => "enable" )
+        {secure}
         wstunnel.frame-type = "binary"
         wstunnel.server = ( "/" => ( ( "socket" => "{place.backend}" ) ) )
     """
@@ -112,6 +125,7 @@ def _lighttpd(place: Place) -> list[str]:
 
 
 def _haproxy(place: Place) -> list[str]:
+    secure = f" ssl crt {place.certificate.both} alpn http/1.1" if place.certificate else ""
     configuration = f"""
 global
     nbthread 1
@@ -122,7 +136,7 @@ defaults
     timeout client 1h
     timeout server 1h
 listen tunnel
-    bind 127.0.0.1:{place.port} backlog 4096
+    bind 127.0.0.1:{place.port} backlog 4096{secure}
     maxconn {place.connections + 16}
     server backend unix@{place.backend}
 """
@@ -196,9 +210,13 @@ def _wstunnel(flags: Sequence[str]) -> Callable[[Place], list[str]]:
     frames = () if _is_proxy(flags) else ("--frame-type", "binary")
 
     def command(place: Place) -> list[str]:
+        secure = (
+            ("--tls-cert", place.certificate.chain, "--tls-key", place.certificate.key) if place.certificate else ()
+        )
+        h2c = ("--h2c",) if place.takes_h2c else ()
         return [
             *(sys.executable, "-m", "wstunnel", "--listen", f"127.0.0.1:{place.port}", "--socket", place.backend),
-            *("--log-level", "warning", "--control", f"{place.folder}/control", *frames, *flags),
+            *("--log-level", "warning", "--control", f"{place.folder}/control", *frames, *secure, *h2c, *flags),
         ]
 
     return command
@@ -237,7 +255,7 @@ _PEERS = {
             "lighttpd",
             "lighttpd with mod_wstunnel",
             _lighttpd,
-            missing=_needs("lighttpd", "apt-get install --no-install-recommends lighttpd"),
+            missing=_needs("lighttpd", "apt-get install --no-install-recommends lighttpd lighttpd-mod-openssl"),
             version=_says("lighttpd", "-v"),
         ),
         Peer(

@@ -9,7 +9,13 @@ from typing import Any
 __all__ = ["Result", "Run", "cost_of", "figures", "markdown", "rate_of", "ratio", "slope_bytes"]
 
 _MIB = 1 << 20
-_YARDSTICKS = {"pipe": ("floor", "wstunnel"), "get": ("nginx", "haproxy-http")}
+_YARDSTICKS = {
+    "pipe": ("floor", "wstunnel"),
+    "get": ("nginx", "haproxy-http"),
+    "tls": ("haproxy", "lighttpd"),
+    **dict.fromkeys(("h2c", "h2tls", "handshake"), ("lighttpd",)),
+    "h2stall": (),
+}
 
 Run = dict[str, Any]
 Result = dict[str, Any]
@@ -93,7 +99,7 @@ def _load(result: Result, peers: Iterable[str]) -> tuple[list[str], list[list[st
 
 
 def _memory(result: Result, peers: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    is_idle = result["scenario"] == "idle"
+    is_idle = result["scenario"] in {"idle", "tlsidle"}
     names = ["peer", "tunnels", "KiB with none", "KiB per tunnel"] + ([] if is_idle else ["at the first look"])
     lines = []
     for peer in peers:

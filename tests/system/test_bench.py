@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import DataReceived, RequestReceived
+from h2.settings import SettingCodes, Settings
 
 from bench.load import bars, publish, table
 from bench.load.__main__ import arguments
@@ -23,13 +27,14 @@ from bench.load.measure import Bench, FailedError
 from bench.load.peers import NAMES, Peer, peer_named
 from bench.load.processes import Cpus, Process, free_port, memory_bytes
 from bench.load.programs import ROOT, Programs, compiler
-from bench.load.scenarios import FULL, PROXY_FLAGS, QUICK, SCENARIOS, Memory, Plan, Row
+from bench.load.scenarios import FULL, PROXY_FLAGS, QUICK, SCENARIOS, WIRES, Memory, Plan, Row
 
 pytestmark = pytest.mark.skipif(
     compiler() is None and "CI" not in os.environ,
     reason="the load client is a C program: apt-get install gcc libc6-dev",
 )
 
+BOTH = ("wstunnel", "lighttpd")
 PROXY = f"wstunnel {PROXY_FLAGS}"
 DEADLINE_S = 20.0
 SHORT = Plan(rounds=2, seconds=0.05, warm_up=0.02, rows=(), memory=())
@@ -74,7 +79,8 @@ def backend(programs: Programs, tmp_path: Path) -> Iterator[Callable[..., tuple[
 
 def client(programs: Programs, port: int, *arguments: str) -> dict[str, Any]:
     """What the client reports of a run without a server between it and whoever listens at that port."""
-    command = [programs.client, "--to", str(port), "--seconds", "0.05", "--warm-up", "0.01", *arguments]
+    program = programs.tls_client if "--tls" in arguments else programs.client
+    command = [program, "--to", str(port), "--seconds", "0.05", "--warm-up", "0.01", *arguments]
     done = subprocess.run(command, input="go\n", capture_output=True, text=True, check=True, timeout=60)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -188,6 +194,164 @@ def test_a_mirrored_frame_is_taken_from_a_pipe_and_from_nobody_else(programs: Pr
     assert mirrored["lost"] == 0
     assert mirrored["messages"] > 0
     assert refused["first_loss"] == "not a frame that was expected: 82 ff"
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("wire", ["tls", "h2c", "h2tls"])
+def test_tunnels_over_tls_and_http2_carry_checked_content(programs: Programs, wire: str, name: str):
+    peer = peer_named(name)
+    if (missing := peer.missing()) is not None:
+        pytest.skip(missing)
+    tunnels = 2 if "h2" in wire else 1
+    rows = (
+        Row(wire, "echo", 4, 5000, in_flight=2, wire=wire, tunnels=tunnels, only=(name,)),
+        Row("handshake", "churn", 2, 64, wire=wire, only=(name,)),
+    )
+    idle = Memory("tlsidle", "idle", "hold", "echo", (2, 6), wire=wire, tunnels=tunnels, only=(name,))
+
+    echo, churn, kept = measured(programs, [peer], *rows, memory=(idle,))
+
+    assert (echo["failed"], churn["failed"], kept["failed"]) == ({}, {}, {})
+    assert all(run["lost"] == 0 and run["messages"] > 0 for run in (*echo["runs"][name], *churn["runs"][name]))
+    assert [run["open"] for run in echo["runs"][name]] == [4] * SHORT.rounds
+    assert [look["tunnels"] for look in kept["looks"][name]] == [0, 2, 6]
+    assert WIRES[wire].what in echo["title"]
+    assert "| peer" in table.markdown(kept, [name])
+
+
+@pytest.mark.parametrize("stalled_by", ["client", "backend"])
+def test_a_tunnel_that_stands_still_does_so_while_others_are_measured(programs: Programs, stalled_by: str):
+    row = Row("h2stall", "echo", 5, 64, wire="h2c", tunnels=5, stalled_by=stalled_by, only=("wstunnel",))
+
+    (result,) = measured(programs, [peer_named("wstunnel")], row)
+
+    assert result["failed"] == {}
+    for run in result["runs"]["wstunnel"]:
+        assert (run["lost"], run["stalled_bytes"], run["open"]) == (0, 0, 6)
+        assert run["messages"] > 0
+
+
+@contextmanager
+def http2_echo(*, window: int = 65535, streams: int = 100, takes_tunnels: bool = True) -> Iterator[int]:
+    """The port of a server that sends all DATA back, on one connection, by a library that minds both sides' windows."""
+    codes = {
+        SettingCodes.ENABLE_CONNECT_PROTOCOL: int(takes_tunnels),
+        SettingCodes.INITIAL_WINDOW_SIZE: window,
+        SettingCodes.MAX_CONCURRENT_STREAMS: streams,
+    }
+    faults: list[Exception] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            wire = H2Connection(H2Configuration(client_side=False))
+            wire.local_settings = Settings(client=False, initial_values=codes)
+            wire.initiate_connection()
+            owed: dict[int, bytearray] = {}
+            with connection:
+                connection.sendall(wire.data_to_send())
+                try:
+                    while heard := connection.recv(65536):
+                        echo(wire, wire.receive_data(heard), owed)
+                        connection.sendall(wire.data_to_send())
+                except ConnectionError:
+                    pass  # the client ends in the middle of whatever there is
+                except Exception as fault:
+                    faults.append(fault)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+        assert faults == []
+
+
+def echo(wire: H2Connection, events: list[Any], owed: dict[int, bytearray]) -> None:
+    for event in events:
+        if isinstance(event, RequestReceived):
+            assert (b":protocol", b"websocket") in event.headers
+            wire.send_headers(event.stream_id, [(":status", "200")])
+        elif isinstance(event, DataReceived):
+            owed.setdefault(event.stream_id, bytearray()).extend(event.data)
+    for stream, due in owed.items():
+        while size := min(len(due), wire.local_flow_control_window(stream), wire.max_outbound_frame_size):
+            wire.send_data(stream, bytes(due[:size]))
+            wire.acknowledge_received_data(size, stream)
+            del due[:size]
+
+
+@pytest.mark.parametrize("window", [100, 65535])
+def test_a_client_of_http2_minds_windows_and_carries_checked_content(programs: Programs, window: int):
+    flags = ("--h2", "--mirrored", "--check", "--connections", "3", "--tunnels", "3", "--size", "300000")
+
+    with http2_echo(window=window) as port:
+        run = client(programs, port, "--mode", "echo", "--in-flight", "2", *flags)
+
+    assert (run["first_loss"], run["open"]) == ("", 3)
+    assert run["messages"] > 0
+
+
+def test_a_client_that_stalls_a_stream_leaves_it_without_a_window(programs: Programs):
+    flags = ("--h2", "--mirrored", "--check", "--connections", "2", "--tunnels", "2", "--stalled", "1")
+
+    with http2_echo(window=10_000) as port:
+        run = client(programs, port, "--mode", "echo", *flags, "--stalled-by", "client")
+
+    assert (run["first_loss"], run["open"], run["stalled_bytes"]) == ("", 3, 0)
+    assert run["messages"] > 0
+
+
+def test_who_takes_no_tunnels_over_http2_or_too_few_is_named(programs: Programs):
+    with http2_echo(takes_tunnels=False) as port:
+        none = client(programs, port, "--mode", "echo", "--h2")
+    with http2_echo(streams=2) as port:
+        few = client(programs, port, "--mode", "echo", "--h2", "--connections", "3", "--tunnels", "3")
+
+    assert none["first_loss"] == "takes no CONNECT for WebSocket"
+    assert few["first_loss"] == "takes no more than 2 streams"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+@pytest.mark.parametrize(
+    ("answer", "loss"),
+    [
+        (frame(1, 4, 1, b"\x8d"), "answered with HEADERS, flags 04, that begin with 8d"),  # :status 404
+        (frame(1, 4, 1, b"\x3f\xe1\x1f\x88") + frame(0, 0, 1, b"\x82\x40" + bytes(64)), "content differs"),
+        (frame(1, 4, 1, b"\x88") + frame(0, 8, 1, b"\x00\x82\x01x"), "a frame of type 0, flags 08, 4 bytes"),
+        (frame(1, 4, 1, b"\x88") + frame(0, 1, 1, b""), "stream ended after 0 bytes"),
+        (frame(1, 4, 1, b"\x88") + frame(3, 0, 1, bytes([0, 0, 0, 2])), "stream 1 reset with 2"),
+        (frame(7, 0, 0, bytes([0, 0, 0, 0, 0, 0, 0, 11])), "sent away with 11"),
+    ],
+)
+def test_a_client_of_http2_says_what_it_was_answered(programs: Programs, answer: bytes, loss: str):
+    settings = frame(4, 0, 0, bytes([0, 8, 0, 0, 0, 1]))
+
+    with answering(settings + answer) as port:
+        run = client(programs, port, "--mode", "echo", "--h2", "--check")
+
+    assert run["lost"] == 1
+    assert run["first_loss"].startswith(loss)
+
+
+def test_a_server_without_tls_is_none_with_it(programs: Programs, backend):
+    port, _ = backend("echo")
+
+    run = client(programs, port, "--mode", "echo", "--tls")
+
+    assert run["first_loss"].startswith("TLS: error:")
+
+
+def test_without_openssl_rows_over_tls_are_named_with_their_remedy(programs: Programs):
+    row = Row("tls", "echo", 1, 64, wire="tls")
+    plain = Programs(os.path.join(programs.folder, "plain"))
+
+    (result,) = measured(plain, [peer_named("wstunnel")], row)
+
+    assert result["failed"] == {"wstunnel": "missing: apt-get install libssl-dev"}
 
 
 @contextmanager
@@ -380,6 +544,42 @@ def test_promises_are_held_against_the_same_round_and_say_what_is_not_reached():
         "echo t: p99 latency against lighttpd": (0.5, "reached"),
         "fair t: p99 against alone": (1.8, "reached"),
         "idle idle: memory of each": (2.0, "reached"),
+    }
+
+
+def test_promises_over_tls_and_http2_are_held_against_lighttpd_and_against_the_same_server():
+    def run(cpu_us: int, wall_us: int = 1000) -> dict[str, Any]:
+        return {"server_cpu_ns": cpu_us * 1000, "wall_ns": wall_us * 1000, "messages": 1}
+
+    load = {
+        "kind": "load",
+        "mode": "echo",
+        "connections": 100,
+        "size": 64,
+        "in_flight": 1,
+        "greedy": 0,
+        "stalled_by": "",
+    }
+    h2c = load | {"scenario": "h2c", "wire": "h2c", "title": "h2", "runs": {"wstunnel": [run(3)], "lighttpd": [run(2)]}}
+    tls = load | {"scenario": "tls", "wire": "tls", "title": "s", "runs": {"wstunnel": [run(3)], "lighttpd": [run(4)]}}
+    alone = load | {"scenario": "h2stall", "wire": "h2c", "title": "alone", "runs": {"wstunnel": [run(1, 900)]}}
+    results = [
+        h2c | {"wire": "h1", "title": "h1", "runs": {"wstunnel": [run(4)]}},
+        h2c,
+        tls,
+        tls | {"size": 65536, "title": "large"},
+        alone,
+        alone | {"stalled_by": "client", "title": "beside", "runs": {"wstunnel": [run(1, 1200)]}},
+    ]
+
+    found = {bar.what: (round(bar.found, 6), bar.bar, bar.verdict) for bar in bars.bars(results)}
+
+    assert found == {
+        "h2c h2: CPU against lighttpd": (1.5, 1.0, "NOT REACHED"),
+        "h2c h2: CPU against HTTP/1.1": (0.75, 1.5, "reached"),
+        "tls s: CPU against lighttpd": (0.75, 1.0, "reached"),
+        "tls large: CPU against lighttpd": (0.75, 0.5, "NOT REACHED"),
+        "h2stall beside: messages per second against alone": (0.75, 0.9, "NOT REACHED"),
     }
 
 

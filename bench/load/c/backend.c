@@ -3,7 +3,7 @@
  *     backend MODE LISTEN COUNTERS         (LISTEN: a TCP port, or unix:PATH)
  *     backend MODE --stdio COUNTERS CPU    (one tunnel on stdin and stdout, for servers that start a program for each)
  *
- * echo   everything comes back
+ * echo   everything comes back, and a tunnel that begins with STAND_STILL is not read any further
  * pour   the stream of common.h, as fast as it is taken; what comes in is not read
  * sink   everything is taken, checked against that stream, and nothing said
  * deaf   nothing is read
@@ -32,6 +32,7 @@ struct conn {
     int fd;
     bool waits;      /* for its next turn, in `waiting` */
     bool gone;
+    bool has_begun;
     bool is_pipe;    /* everything comes back */
     char *head;      /* owned; of the request that is being read */
     size_t head_bytes;
@@ -111,6 +112,12 @@ static size_t answer(struct conn *c, size_t n)
     return at + size;
 }
 
+static bool is_told_to_stand_still(size_t n)
+{
+    const size_t words = sizeof STAND_STILL - 1;
+    return n >= words && memcmp(buffer, STAND_STILL, words) == 0;
+}
+
 /* Edge-triggered: a read that comes back short has emptied the socket, and whatever comes later is a new edge. */
 static void serve(struct conn *c)
 {
@@ -151,6 +158,11 @@ static void serve(struct conn *c)
             return;
         count(&counters->received_bytes, (uint64_t)n);
         turn += (size_t)n;
+        if (mode == ECHO && !c->has_begun && is_told_to_stand_still((size_t)n)) {
+            watch(epoll, c->fd, 0, c, EPOLL_CTL_MOD);
+            return;
+        }
+        c->has_begun = true;
         size_t due = mode == HTTP && !c->is_pipe ? answer(c, (size_t)n) : (size_t)n;
         if (c->gone)
             return;

@@ -2,6 +2,7 @@
  *
  *     client --mode MODE --to ADDRESS [--connections N] [--size BYTES] [--in-flight N] [--seconds S] [--warm-up S]
  *            [--raw] [--mirrored] [--check] [--path P] [--greedy N] [--greedy-size BYTES] [--counters FILE]
+ *            [--tls] [--h2] [--tunnels N] [--stalled N] [--stalled-by client|backend]
  *
  * echo      every connection keeps IN-FLIGHT messages under way; a message is done when as many bytes came back
  * upload    every connection sends as fast as it is taken
@@ -16,13 +17,21 @@
  * --mirrored  frames come back as they were sent, masked
  * --check   what comes back is compared with what it must be; costs time, so not for measuring
  * --greedy  as many connections more, with messages of --greedy-size, whose messages and latencies are not counted
+ * --tls     TLS 1.3 below everything; the server's certificate is not looked at
+ * --h2      tunnels are HTTP/2 streams (RFC 8441), with TLS by ALPN and without by prior knowledge; for echo, upload,
+ *           download, churn and hold. --connections is then the number of tunnels
+ * --tunnels how many of them share a connection (default: 1; churn always has 1)
+ * --stalled as many tunnels more, on the first connection, that stand still: what they echo is not let in
+ *           (client), or their backend is told not to read (backend), while they go on sending as fast as they may.
+ *           They do so before the others begin, and stalled_bytes is what they moved while those were measured
  *
  * Says "connected" when every connection is, then waits for a line on standard input: "go PID ..." with the processes of
  * the server (then "/", then those of the backend) starts the measurement; hold, deaf and flood last until standard
  * input ends. The result is one line of JSON. Frames are binary and masked; those that are not checked
  * are made once, since the same bytes may be sent for ever.
  */
-#include "common.h"
+#include "h2.h"
+#include "wire.h"
 
 #include <getopt.h>
 
@@ -34,28 +43,56 @@
 #define STALL_S 30 /* without any progress at all means that something hangs */
 #define HEAD_BYTES 4096
 #define MAX_PIDS 4096
+#define OUT_BYTES (256 * 1024) /* that a connection with several tunnels has ready at most */
+#define STILL_S 0.1 /* without a byte: it stands still */
 #define ADDRESSES 8 /* of 127.0.0.0/8 that connections come from, since a port stays taken for a while */
 
 enum mode { ECHO, UPLOAD, DOWNLOAD, CHURN, GET, HOLD, DEAF, FLOOD };
 #define MODES 8
 static const char *const modes[MODES] = {"echo", "upload", "download", "churn", "get", "hold", "deaf", "flood"};
 
-enum state { NEW, CONNECTING, SHAKING, OPEN, CLOSING, OVER };
+enum state { NEW, SHAKING, OPEN, CLOSING, OVER };
+enum link_state { UNMADE, CONNECTING, SECURING, SETTLING, UP, DOWN };
 
 struct kind { /* of messages: what a connection says */
     size_t size, frame_bytes;
     unsigned in_flight;
-    bool is_counted;
+    bool is_counted, is_stalled;
     uint8_t *batch; /* owned; the same frame over and over, one more than is ever due */
     size_t batch_bytes;
 };
 
-struct conn {
-    int fd;
-    enum state state;
+/* A connection, with one tunnel on it or, over HTTP/2, with one or more. */
+struct link {
+    struct wire wire;
+    enum link_state state;
     bool waits; /* for its next turn */
+    bool is_heard; /* just now: what is said meanwhile goes out in one piece afterwards */
+    uint64_t life; /* another number whenever it is made anew */
+    struct conn *tunnels;
+    size_t tunnels_n;
+    struct link *next;
+
+    /* HTTP/2 */
+    uint8_t head[H2_HEAD]; /* of the frame that is being read */
+    uint8_t head_bytes, type, flags;
+    uint32_t stream, frame_left, control_bytes;
+    uint8_t control[1024]; /* its payload, if it is not DATA */
+    uint32_t peer_window;  /* of a new stream */
+    int64_t window;        /* bytes of payload that may be sent yet */
+    uint32_t unreturned;   /* bytes that were heard and not yet granted anew */
+    uint8_t *out;          /* owned; frames to be sent */
+    size_t out_at, out_bytes, out_capacity;
+    bool is_short;         /* of room or of window: some tunnel has something to say */
+};
+
+struct conn {
+    struct link *link;
+    enum state state;
     struct kind *kind;
     uint64_t begun_ns;
+    int64_t window; /* of its stream */
+    uint32_t unreturned;
 
     uint8_t *http; /* owned; the head of an answer, until it is whole */
     size_t http_bytes;
@@ -76,8 +113,6 @@ struct conn {
     size_t heard_of_message;
     uint64_t *sent_at_ns; /* owned; a ring, one for each message in flight */
     unsigned oldest;
-
-    struct conn *next;
 };
 
 /* Latencies with 1.6 % of error: 64 buckets for every power of two of nanoseconds. */
@@ -85,16 +120,18 @@ struct conn {
 static uint64_t buckets[BUCKETS], latency_max, latencies;
 
 static enum mode mode;
-static bool is_raw, is_mirrored, checks;
+static bool is_raw, is_mirrored, checks, is_tls, is_h2, stalls_backend;
 static struct address server;
 static const char *path = "/";
 static double seconds = 1, warm_up = 0.2;
 static struct kind plain = {.size = 64, .in_flight = 1, .is_counted = true}, greedy = {.size = 1 << 20, .in_flight = 1};
-static size_t connections = 1, greedy_connections, all;
-static struct conn *conns, *waiting;
+static struct kind stalled = {.size = 4096, .in_flight = 1, .is_stalled = true};
+static size_t connections = 1, greedy_connections, stalled_tunnels, tunnels_each = 1, all, all_links;
+static struct conn *conns;
+static struct link *links, *waiting;
 static int epoll;
 static bool is_going, is_counting;
-static uint64_t messages, payload_bytes, greedy_bytes, lost, progress, attempts;
+static uint64_t messages, payload_bytes, greedy_bytes, stalled_bytes, lost, progress, attempts;
 static size_t open_now, opening;
 static uint8_t buffer[READ_BYTES];
 static char request[1024];
@@ -185,24 +222,26 @@ static void prepare(struct kind *kind, bool streams)
 
 /* ---- one connection ---- */
 
-static void open_again(struct conn *c);
+static void open_again(struct link *l);
 static void opened(struct conn *c);
 
-static void forget(struct conn *c)
+/* Ends the connection, with whatever tunnels are on it. */
+static void drop(struct link *l)
 {
-    if (c->fd >= 0)
-        close(c->fd);
-    c->fd = -1;
-    if (c->state == OPEN || c->state == CLOSING)
-        open_now--;
-    else if (c->state == CONNECTING || c->state == SHAKING)
-        opening--;
-    c->state = OVER;
-    free(c->http);
-    c->http = NULL;
+    wire_close(&l->wire);
+    l->state = DOWN;
+    for (struct conn *c = l->tunnels; c < l->tunnels + l->tunnels_n; c++) {
+        if (c->state == OPEN || c->state == CLOSING)
+            open_now--;
+        else if (c->state == SHAKING)
+            opening--;
+        c->state = OVER;
+        free(c->http);
+        c->http = NULL;
+    }
 }
 
-__attribute__((format(printf, 2, 3))) static void lose(struct conn *c, const char *format, ...)
+__attribute__((format(printf, 2, 3))) static void lose(struct link *l, const char *format, ...)
 {
     lost++;
     if (first_loss[0] == 0) {
@@ -214,17 +253,82 @@ __attribute__((format(printf, 2, 3))) static void lose(struct conn *c, const cha
             if (*p < ' ' || *p == '"' || *p == '\\' || *p > '~')
                 *p = '.';
     }
-    forget(c);
+    drop(l);
 }
 
-static void wait_for_turn(struct conn *c)
+static void wait_for_turn(struct link *l)
 {
-    if (!c->waits) {
-        c->waits = true;
-        c->next = waiting;
-        waiting = c;
+    if (!l->waits) {
+        l->waits = true;
+        l->next = waiting;
+        waiting = l;
     }
 }
+
+/* ---- HTTP/2, outwards ---- */
+
+/* Room for n more bytes of frames. */
+static uint8_t *room(struct link *l, size_t n)
+{
+    if (l->out_at == l->out_bytes)
+        l->out_at = l->out_bytes = 0;
+    if (l->out_bytes + n > l->out_capacity && l->out_at > 0) {
+        memmove(l->out, l->out + l->out_at, l->out_bytes - l->out_at);
+        l->out_bytes -= l->out_at;
+        l->out_at = 0;
+    }
+    if (l->out_bytes + n > l->out_capacity) {
+        l->out_capacity = l->out_bytes + 2 * n;
+        l->out = must_have(realloc(l->out, l->out_capacity));
+    }
+    return l->out + l->out_bytes;
+}
+
+static void push(struct link *l)
+{
+    if (l->out_at == l->out_bytes || l->state < SETTLING || l->state == DOWN)
+        return;
+    ssize_t n = wire_send(&l->wire, l->out + l->out_at, l->out_bytes - l->out_at);
+    if (n >= 0)
+        l->out_at += (size_t)n;
+    else if (errno != EAGAIN)
+        lose(l, "sending: %s", wire_error());
+}
+
+/* Frames of a tunnel's stream, as far as both windows go: how many of these bytes have become some. */
+static ssize_t send_data(struct conn *c, const uint8_t *from, size_t n)
+{
+    struct link *l = c->link;
+    size_t ready = l->out_bytes - l->out_at, most = ready < OUT_BYTES ? OUT_BYTES - ready : 0;
+    int64_t window = c->window < l->window ? c->window : l->window;
+    if (window < (int64_t)most)
+        most = window > 0 ? (size_t)window : 0;
+    if (n > most) {
+        n = most;
+        l->is_short = true;
+    }
+    if (n == 0) {
+        errno = EAGAIN;
+        return -1;
+    }
+    c->window -= (int64_t)n, l->window -= (int64_t)n;
+    for (size_t left = n, part; left > 0; left -= part, from += part) {
+        part = left < H2_FRAME ? left : H2_FRAME;
+        uint8_t *to = put_head(room(l, H2_HEAD + part), part, H2_DATA, 0, 1 + 2 * (uint32_t)(c - l->tunnels));
+        memcpy(to, from, part);
+        l->out_bytes += H2_HEAD + part;
+    }
+    if (!l->is_heard)
+        push(l);
+    return (ssize_t)n;
+}
+
+static ssize_t send_some(struct conn *c, const uint8_t *from, size_t n)
+{
+    return is_h2 ? send_data(c, from, n) : wire_send(&c->link->wire, from, n);
+}
+
+/* ---- one tunnel ---- */
 
 /* Makes one more message due; checked ones are written where the connection keeps its own. */
 static void say(struct conn *c)
@@ -248,8 +352,8 @@ static void say(struct conn *c)
 
 static void flush(struct conn *c)
 {
-    bool streams = mode == UPLOAD || mode == FLOOD;
     struct kind *kind = c->kind;
+    bool streams = mode == UPLOAD || mode == FLOOD || kind->is_stalled;
     for (size_t turn = 0;;) {
         if (streams && c->state == OPEN && c->due_bytes < BATCH_BYTES)
             do
@@ -260,10 +364,10 @@ static void flush(struct conn *c)
         const uint8_t *from = checks ? c->own + c->own_at : kind->batch + c->batch_at;
         size_t most = checks ? c->due_bytes : kind->batch_bytes - c->batch_at;
         size_t asked = c->due_bytes < most ? c->due_bytes : most;
-        ssize_t n = send(c->fd, from, asked, MSG_NOSIGNAL);
+        ssize_t n = send_some(c, from, asked);
         if (n < 0) {
             if (errno != EAGAIN)
-                lose(c, "sending: %s", strerror(errno));
+                lose(c->link, "sending: %s", wire_error());
             return;
         }
         c->due_bytes -= (size_t)n;
@@ -273,11 +377,12 @@ static void flush(struct conn *c)
             c->batch_at = (c->batch_at + (size_t)n) % kind->frame_bytes;
         progress += (size_t)n;
         if (streams && is_counting)
-            payload_bytes += (size_t)n;
-        if ((size_t)n < asked)
-            return; /* full: there will be an edge */
+            *(kind->is_stalled ? &stalled_bytes : &payload_bytes) += (size_t)n;
+        if ((size_t)n < asked || c->link->state == DOWN)
+            return; /* full: there will be an edge, or a window */
         if ((turn += (size_t)n) >= TURN_BYTES) {
-            wait_for_turn(c);
+            c->link->is_short = true;
+            wait_for_turn(c->link);
             return;
         }
     }
@@ -302,29 +407,29 @@ static void say_control(struct conn *c, uint8_t opcode, const uint8_t *payload, 
     size_t head = write_head(frame, opcode, n);
     for (size_t i = 0; i < n; i++)
         frame[head + i] = payload[i] ^ key[i & 3];
-    if (send(c->fd, frame, head + n, MSG_NOSIGNAL) < 0 && errno != EAGAIN)
-        lose(c, "sending: %s", strerror(errno));
+    if (send_some(c, frame, head + n) != (ssize_t)(head + n))
+        lose(c->link, "sending a control frame: %s", wire_error());
 }
 
 static void leave(struct conn *c)
 {
     c->state = CLOSING;
     if (is_raw)
-        shutdown(c->fd, SHUT_WR);
+        wire_shut(&c->link->wire);
     else
         say_control(c, 8, (const uint8_t[]){0x03, 0xe8}, 2);
 }
 
 static void left(struct conn *c)
 {
-    forget(c);
+    drop(c->link);
     progress++;
     if (is_counting) {
         messages++;
         record(now_ns() - c->begun_ns);
     }
     if (is_going)
-        open_again(c);
+        open_again(c->link);
 }
 
 /* Payload in the order of the stream. */
@@ -332,11 +437,15 @@ static void hear(struct conn *c, const uint8_t *p, size_t n)
 {
     struct kind *kind = c->kind;
     if (checks && !pattern_same(p, n, mode == GET ? c->heard_of_message : c->phase + c->heard)) {
-        lose(c, "content differs within %zu bytes from byte %llu on", n, (unsigned long long)c->heard);
+        lose(c->link, "content differs within %zu bytes from byte %llu on", n, (unsigned long long)c->heard);
         return;
     }
     c->heard += n;
     progress += n;
+    if (kind->is_stalled) {
+        stalled_bytes += is_counting ? n : 0;
+        return;
+    }
     if (is_counting)
         *(kind->is_counted ? &payload_bytes : &greedy_bytes) += n;
     if (mode != ECHO && mode != CHURN && mode != GET)
@@ -376,7 +485,7 @@ static void hear_control(struct conn *c)
         if (c->state == CLOSING)
             left(c);
         else
-            lose(c, "closed with %u after %llu bytes", code, (unsigned long long)c->heard);
+            lose(c->link, "closed with %u after %llu bytes", code, (unsigned long long)c->heard);
     }
 }
 
@@ -406,7 +515,7 @@ static void hear_frames(struct conn *c, uint8_t *p, size_t n)
             for (size_t i = 2; i < whole; i++)
                 c->payload_left = c->payload_left << 8 | c->head[i];
             if ((c->head[1] >> 7) != is_mirrored || c->head[0] & 0x70 || (c->opcode >= 8 && c->payload_left > 125)) {
-                lose(c, "not a frame that was expected: %02x %02x", c->head[0], c->head[1]);
+                lose(c->link, "not a frame that was expected: %02x %02x", c->head[0], c->head[1]);
                 return;
             }
             c->control_bytes = 0;
@@ -443,7 +552,7 @@ static char *hear_head(struct conn *c, const uint8_t *p, size_t n, size_t *used)
     char *end = memmem(c->http, c->http_bytes, "\r\n\r\n", 4);
     if (end == NULL) {
         if (c->http_bytes == HEAD_BYTES)
-            lose(c, "an answer without an end");
+            lose(c->link, "an answer without an end");
         return NULL;
     }
     end[2] = 0;
@@ -462,7 +571,7 @@ static void hear_answers(struct conn *c, const uint8_t *p, size_t n)
                 return;
             length = strcasestr(head, "\r\nContent-Length:");
             if (strncmp(head, "HTTP/1.1 200", 12) != 0 || length == NULL || strtoull(length + 17, NULL, 10) != c->kind->size) {
-                lose(c, "answered with %.200s", head);
+                lose(c->link, "answered with %.200s", head);
                 return;
             }
             c->payload_left = c->kind->size;
@@ -507,7 +616,7 @@ static void hear_http(struct conn *c, uint8_t *p, size_t n)
     if (head == NULL)
         return;
     if (strncmp(head, "HTTP/1.1 101", 12) != 0) {
-        lose(c, "answered with %.40s", head);
+        lose(c->link, "answered with %.40s", head);
         return;
     }
     free(c->http);
@@ -517,116 +626,339 @@ static void hear_http(struct conn *c, uint8_t *p, size_t n)
         hear_frames(c, p + used, n - used);
 }
 
-static void receive(struct conn *c)
+/* ---- HTTP/2, inwards ---- */
+
+/* A little is kept ungranted, so that not every message is worth a frame. */
+static void grant(struct link *l, struct conn *c, uint32_t bytes)
 {
-    uint64_t life = c->begun_ns;
+    l->unreturned += bytes;
+    c->unreturned += bytes;
+    if (l->unreturned >= H2_OUR_CONNECTION / 2) {
+        put_window_update(room(l, H2_HEAD + 4), 0, l->unreturned);
+        l->out_bytes += H2_HEAD + 4;
+        l->unreturned = 0;
+    }
+    if (c->unreturned >= H2_OUR_STREAM / 2 && !c->kind->is_stalled) {
+        put_window_update(room(l, H2_HEAD + 4), l->stream, c->unreturned);
+        l->out_bytes += H2_HEAD + 4;
+        c->unreturned = 0;
+    }
+}
+
+/* Everything that waits for room or for the window of the connection. */
+static void flush_all(struct link *l)
+{
+    uint64_t life = l->life;
+    l->is_short = false;
+    for (size_t i = 0; i < l->tunnels_n && l->life == life && l->state == UP; i++)
+        if (l->tunnels[i].state == OPEN && l->tunnels[i].due_bytes > 0)
+            flush(&l->tunnels[i]);
+}
+
+static struct conn *tunnel_of(struct link *l)
+{
+    size_t at = l->stream / 2;
+    return l->stream % 2 == 1 && at < l->tunnels_n ? &l->tunnels[at] : NULL;
+}
+
+static void hear_settings(struct link *l)
+{
+    bool takes_tunnels = false;
+    if (l->flags & H2_ACK)
+        return;
+    for (const uint8_t *p = l->control; p + 6 <= l->control + l->control_bytes; p += 6) {
+        unsigned name = number_at(p, 2);
+        uint32_t value = number_at(p + 2, 4);
+        if (name == H2_INITIAL_WINDOW) {
+            for (size_t i = 0; i < l->tunnels_n; i++)
+                l->tunnels[i].window += (int64_t)value - (int64_t)l->peer_window;
+            l->peer_window = value;
+        } else if (name == H2_MAX_STREAMS && value < l->tunnels_n) {
+            lose(l, "takes no more than %u streams", value);
+            return;
+        } else if (name == H2_CONNECT_PROTOCOL) {
+            takes_tunnels = value == 1;
+        }
+    }
+    put_head(room(l, H2_HEAD), 0, H2_SETTINGS, H2_ACK, 0);
+    l->out_bytes += H2_HEAD;
+    if (l->state == UP)
+        return;
+    if (!takes_tunnels) {
+        lose(l, "takes no CONNECT for WebSocket");
+        return;
+    }
+    l->state = UP;
+    for (uint32_t i = 0; i < l->tunnels_n; i++)
+        l->out_bytes += (size_t)(put_request(room(l, sizeof request), 1 + 2 * i, path, is_tls) - (l->out + l->out_bytes));
+}
+
+static void hear_end_of_stream(struct link *l, struct conn *c)
+{
+    if (c->state == CLOSING)
+        left(c);
+    else
+        lose(l, "stream ended after %llu bytes", (unsigned long long)c->heard);
+}
+
+/* A frame that is whole; of DATA, all that is left to be said about it. */
+static void hear_frame(struct link *l)
+{
+    struct conn *c = tunnel_of(l);
+    uint64_t life = l->life;
+    uint32_t value = l->control_bytes >= 4 ? number_at(l->control + l->control_bytes - 4, 4) : 0;
+    switch (l->type) {
+    case H2_DATA:
+        if (l->flags & H2_END_STREAM)
+            hear_end_of_stream(l, c);
+        break;
+    case H2_HEADERS:
+        if (c == NULL || c->state != SHAKING || l->flags != H2_END_HEADERS || !is_200(l->control, l->control_bytes))
+            lose(l, "answered with HEADERS, flags %02x, that begin with %02x", l->flags, l->control[0]);
+        else
+            opened(c);
+        break;
+    case H2_RST_STREAM:
+        if (c != NULL && c->state == CLOSING && value == 0)
+            left(c);
+        else
+            lose(l, "stream %u reset with %u", l->stream, value);
+        break;
+    case H2_SETTINGS:
+        hear_settings(l);
+        break;
+    case H2_PING:
+        if (!(l->flags & H2_ACK)) {
+            memcpy(put_head(room(l, H2_HEAD + 8), 8, H2_PING, H2_ACK, 0), l->control, 8);
+            l->out_bytes += H2_HEAD + 8;
+        }
+        break;
+    case H2_GOAWAY:
+        lose(l, "sent away with %u", value);
+        break;
+    case H2_WINDOW_UPDATE:
+        if (l->stream == 0)
+            l->window += value;
+        else if (c != NULL)
+            c->window += value;
+        if (l->stream == 0)
+            flush_all(l);
+        else if (c != NULL && c->state == OPEN && c->due_bytes > 0 && l->life == life)
+            flush(c);
+        break;
+    default:
+        break; /* what we do not know has to be passed over */
+    }
+}
+
+static void hear_h2(struct link *l, uint8_t *p, size_t n)
+{
+    uint64_t life = l->life;
+    while (n > 0) {
+        if (l->head_bytes < H2_HEAD) {
+            size_t part = n < (size_t)(H2_HEAD - l->head_bytes) ? n : (size_t)(H2_HEAD - l->head_bytes);
+            memcpy(l->head + l->head_bytes, p, part);
+            l->head_bytes = (uint8_t)(l->head_bytes + part);
+            p += part, n -= part;
+            if (l->head_bytes < H2_HEAD)
+                return;
+            l->frame_left = number_at(l->head, 3);
+            l->type = l->head[3], l->flags = l->head[4];
+            l->stream = number_at(l->head + 5, 4) & 0x7fffffff;
+            l->control_bytes = 0;
+            struct conn *c = tunnel_of(l);
+            bool is_data = l->type == H2_DATA;
+            if ((is_data && (l->flags & H2_PADDED || c == NULL || c->state < OPEN)) || (!is_data && l->frame_left > sizeof l->control)) {
+                lose(l, "a frame of type %u, flags %02x, %u bytes, that nobody expects", l->type, l->flags, l->frame_left);
+                return;
+            }
+        }
+        size_t part = n < l->frame_left ? n : l->frame_left;
+        l->frame_left -= (uint32_t)part;
+        if (part > 0 && l->type == H2_DATA) {
+            struct conn *c = tunnel_of(l);
+            grant(l, c, (uint32_t)part);
+            if (is_raw)
+                hear(c, p, part);
+            else
+                hear_frames(c, p, part);
+            if (l->life == life && l->state == UP && c->due_bytes > 0 && mode == ECHO)
+                flush(c);
+        } else if (part > 0) {
+            memcpy(l->control + l->control_bytes, p, part);
+            l->control_bytes += (uint32_t)part;
+        }
+        p += part, n -= part;
+        if (l->life == life && l->state != DOWN && l->frame_left == 0) {
+            l->head_bytes = 0;
+            hear_frame(l);
+        }
+        if (l->life != life || l->state == DOWN)
+            return; /* ended, or ended and begun anew */
+    }
+}
+
+/* ---- one connection ---- */
+
+static void receive(struct link *l)
+{
+    uint64_t life = l->life;
+    struct conn *c = l->tunnels;
     for (size_t turn = 0; turn < TURN_BYTES;) {
-        ssize_t n = recv(c->fd, buffer, READ_BYTES, 0);
+        ssize_t n = wire_recv(&l->wire, buffer, READ_BYTES);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n <= 0) {
             if (c->state == CLOSING && n == 0)
                 left(c);
             else
-                lose(c, "ended after %llu bytes: %s", (unsigned long long)c->heard, n ? strerror(errno) : "end of file");
+                lose(l, "ended after %llu bytes: %s", (unsigned long long)c->heard, n ? wire_error() : "end of file");
             return;
         }
-        if (c->state == SHAKING && mode != GET)
+        if (is_h2) {
+            l->is_heard = true;
+            hear_h2(l, buffer, (size_t)n);
+            l->is_heard = false;
+            if (l->life != life || l->state == DOWN)
+                return;
+            push(l);
+            if (l->is_short && l->out_at == l->out_bytes)
+                flush_all(l);
+        } else if (c->state == SHAKING && mode != GET) {
             hear_http(c, buffer, (size_t)n);
-        else
+        } else {
             listen_to(c, buffer, (size_t)n);
-        if (c->state == OVER || c->begun_ns != life)
+        }
+        if (l->life != life || l->state == DOWN)
             return;
-        if (c->due_bytes > 0 && (mode == ECHO || mode == GET))
+        if (!is_h2 && c->due_bytes > 0 && (mode == ECHO || mode == GET))
             flush(c);
-        if (c->state == OVER || n < READ_BYTES)
+        if (l->state == DOWN || l->wire.is_drained)
             return;
         turn += (size_t)n;
     }
-    wait_for_turn(c);
+    wait_for_turn(l);
 }
 
-static void shake(struct conn *c)
+/* The connection is there, and secure: what comes next is HTTP. */
+static void greet(struct link *l)
+{
+    if (is_h2) {
+        l->state = SETTLING;
+        l->out_bytes += (size_t)(put_preface(room(l, sizeof request)) - l->out);
+        push(l);
+        return;
+    }
+    l->state = UP;
+    if (is_raw)
+        opened(l->tunnels);
+    else if (wire_send(&l->wire, (uint8_t *)request, request_bytes) != (ssize_t)request_bytes)
+        lose(l, "sending the request: %s", wire_error());
+}
+
+static void secure(struct link *l)
+{
+    int done = wire_secure(&l->wire, is_h2);
+    if (done < 0)
+        lose(l, "TLS: %s", wire_error());
+    else if (done > 0)
+        greet(l);
+}
+
+static void connected(struct link *l)
 {
     int error = 0;
     socklen_t length = sizeof error;
-    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &length);
+    getsockopt(l->wire.fd, SOL_SOCKET, SO_ERROR, &error, &length);
     if (error) {
-        lose(c, "connecting: %s", strerror(error));
+        lose(l, "connecting: %s", strerror(error));
         return;
     }
-    c->state = SHAKING;
-    if (is_raw)
-        opened(c);
-    else if (send(c->fd, request, request_bytes, MSG_NOSIGNAL) != (ssize_t)request_bytes)
-        lose(c, "sending the request: %s", strerror(errno));
+    l->state = SECURING;
+    secure(l);
 }
 
-static void open_again(struct conn *c)
+static void begin_tunnel(struct conn *c, struct link *l, uint64_t now)
 {
     uint64_t *ring = c->sent_at_ns;
     uint8_t *own = c->own;
     size_t capacity = c->own_capacity;
-    bool waits = c->waits;
-    struct conn *next = c->next;
     struct kind *kind = c->kind;
-    uint64_t now = now_ns();
     memset(c, 0, sizeof *c);
-    c->sent_at_ns = ring, c->own = own, c->own_capacity = capacity, c->waits = waits, c->next = next, c->kind = kind;
+    c->sent_at_ns = ring, c->own = own, c->own_capacity = capacity, c->kind = kind, c->link = l;
     c->begun_ns = now;
-    c->state = CONNECTING;
+    c->state = SHAKING;
+    c->window = H2_WINDOW;
     opening++;
     attempts++;
     c->phase = mode == ECHO || mode == CHURN ? attempts * 7919 : 0;
-    c->fd = socket(server.at.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (c->fd < 0)
+}
+
+static void open_again(struct link *l)
+{
+    uint64_t now = now_ns();
+    *l = (struct link){.waits = l->waits, .next = l->next, .is_heard = l->is_heard, .life = l->life + 1, .tunnels = l->tunnels,
+                       .tunnels_n = l->tunnels_n, .out = l->out, .out_capacity = l->out_capacity,
+                       .window = H2_WINDOW, .peer_window = H2_WINDOW, .state = CONNECTING};
+    for (size_t i = 0; i < l->tunnels_n; i++)
+        begin_tunnel(&l->tunnels[i], l, now);
+    int fd = l->wire.fd = socket(server.at.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0)
         die("socket: %s", strerror(errno));
     if (server.at.any.sa_family == AF_INET) {
         struct sockaddr_in from = {.sin_family = AF_INET};
         int on = 1;
-        no_delay(c->fd);
-        setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
+        no_delay(fd);
+        setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
         from.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + (uint32_t)(attempts % ADDRESSES));
-        if (bind(c->fd, (struct sockaddr *)&from, sizeof from) != 0)
+        if (bind(fd, (struct sockaddr *)&from, sizeof from) != 0)
             die("bind: %s", strerror(errno));
     }
-    bool is_there = connect(c->fd, &server.at.any, server.length) == 0;
+    bool is_there = connect(fd, &server.at.any, server.length) == 0;
     if (!is_there && errno != EINPROGRESS) {
-        lose(c, "connecting: %s", strerror(errno));
+        lose(l, "connecting: %s", strerror(errno));
         return;
     }
-    watch(epoll, c->fd, EPOLLIN | EPOLLOUT | EPOLLET, c, EPOLL_CTL_ADD);
+    watch(epoll, fd, EPOLLIN | EPOLLOUT | EPOLLET, l, EPOLL_CTL_ADD);
     if (is_there)
-        shake(c);
+        connected(l);
 }
 
-static void serve(struct conn *c, uint32_t events)
+static void serve(struct link *l, uint32_t events)
 {
-    if (c->state == CONNECTING && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
-        shake(c);
-    if (c->state == OPEN && mode == DEAF) {
+    if (l->state == CONNECTING && events & (EPOLLOUT | EPOLLERR | EPOLLHUP))
+        connected(l);
+    else if (l->state == SECURING)
+        secure(l);
+    if (l->state == UP && mode == DEAF && l->tunnels->state == OPEN) {
         if (events & (EPOLLHUP | EPOLLERR))
-            lose(c, "ended while nothing was read");
+            lose(l, "ended while nothing was read");
         return;
     }
-    if (c->state >= OPEN && c->state != OVER && events & EPOLLOUT && is_going)
-        flush(c);
-    if (c->state >= SHAKING && c->state != OVER && events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-        receive(c);
+    if (l->state == UP && events & EPOLLOUT && is_going) {
+        if (is_h2)
+            push(l);
+        if (!is_h2 && l->tunnels->state >= OPEN)
+            flush(l->tunnels);
+        else if (is_h2 && l->is_short)
+            flush_all(l);
+    }
+    if ((l->state == SETTLING || l->state == UP) && (events & (EPOLLIN | EPOLLHUP | EPOLLERR) || l->wire.tls != NULL))
+        receive(l);
 }
 
 static void turn(int timeout_ms)
 {
     struct epoll_event events[EVENTS];
     int n = epoll_wait(epoll, events, EVENTS, waiting ? 0 : timeout_ms);
-    struct conn *turns = waiting;
+    struct link *turns = waiting;
     waiting = NULL;
     while (turns) {
-        struct conn *c = turns;
-        turns = c->next;
-        c->waits = false;
-        if (c->state == OPEN || c->state == CLOSING)
-            serve(c, EPOLLIN | EPOLLOUT);
+        struct link *l = turns;
+        turns = l->next;
+        l->waits = false;
+        if (l->state == UP)
+            serve(l, EPOLLIN | EPOLLOUT);
     }
     for (int i = 0; i < n; i++)
         if (events[i].data.ptr != NULL)
@@ -723,8 +1055,8 @@ static void connect_all(void)
 {
     uint64_t until = now_ns() + CONNECT_WITHIN_S * 1000000000ull;
     for (size_t made = 0; open_now < all && lost == 0;) {
-        while (made < all && opening < RAMP && lost == 0)
-            open_again(&conns[made++]);
+        while (made < all_links && opening < RAMP && lost == 0)
+            open_again(&links[made++]);
         if (open_now < all)
             turn(1000);
         if (now_ns() > until)
@@ -735,11 +1067,12 @@ static void connect_all(void)
 static void report(uint64_t wall_ns, uint64_t server_ns, uint64_t client_ns, uint64_t backend_ns, uint64_t sunk_bytes)
 {
     printf("{\"messages\": %llu, \"payload_bytes\": %llu, \"greedy_bytes\": %llu, \"sunk_bytes\": %llu, \"wall_ns\": %llu, "
-           "\"server_cpu_ns\": %llu, \"client_cpu_ns\": %llu, \"backend_cpu_ns\": %llu, \"open\": %zu, \"lost\": %llu, "
+           "\"server_cpu_ns\": %llu, \"client_cpu_ns\": %llu, \"backend_cpu_ns\": %llu, \"stalled_bytes\": %llu, \"open\": %zu, \"lost\": %llu, "
            "\"first_loss\": \"%s\"",
            (unsigned long long)messages, (unsigned long long)payload_bytes, (unsigned long long)greedy_bytes,
            (unsigned long long)sunk_bytes, (unsigned long long)wall_ns, (unsigned long long)server_ns,
-           (unsigned long long)client_ns, (unsigned long long)backend_ns, open_now, (unsigned long long)lost, first_loss);
+           (unsigned long long)client_ns, (unsigned long long)backend_ns,
+           (unsigned long long)stalled_bytes, open_now, (unsigned long long)lost, first_loss);
     if (latencies)
         printf(", \"latency_us\": {\"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"p99.9\": %.3f, \"max\": %.3f}",
                percentile_us(.5), percentile_us(.9), percentile_us(.99), percentile_us(.999), (double)latency_max / 1e3);
@@ -747,19 +1080,47 @@ static void report(uint64_t wall_ns, uint64_t server_ns, uint64_t client_ns, uin
     fflush(stdout);
 }
 
+/* Lets those that are to be stalled say what they can, until nothing more goes. */
+static void stand_still(void)
+{
+    uint8_t frame[32];
+    size_t head = write_head(frame, 2, sizeof STAND_STILL - 1);
+    for (size_t i = 0; i < sizeof STAND_STILL - 1; i++)
+        frame[head + i] = (uint8_t)(STAND_STILL[i] ^ key[i & 3]);
+    for (size_t i = 0; i < all && lost == 0; i++) {
+        if (!conns[i].kind->is_stalled)
+            continue;
+        if (stalls_backend && send_some(&conns[i], frame, head + sizeof STAND_STILL - 1) < 0)
+            lose(conns[i].link, "sending: %s", wire_error());
+        flush(&conns[i]);
+    }
+    uint64_t before, until = now_ns() + STALL_S * 1000000000ull;
+    do {
+        before = progress;
+        for (uint64_t still = now_ns() + (uint64_t)(STILL_S * 1e9); lost == 0 && now_ns() < still;)
+            turn(10);
+        if (now_ns() > until)
+            snprintf(first_loss, sizeof first_loss, "what should stand still moves for %d s", STALL_S), lost++;
+    } while (lost == 0 && progress != before);
+}
+
 static void measure(void)
 {
     struct processes self = {.pids = {getpid()}, .n = 1};
     is_going = true;
+    if (stalled_tunnels > 0)
+        stand_still();
     for (size_t i = 0; i < all; i++) {
+        if (conns[i].kind->is_stalled)
+            continue;
         if (mode == ECHO || mode == GET)
             begin_messages(&conns[i]);
         else if (mode == CHURN)
-            open_again(&conns[i]);
+            open_again(conns[i].link);
         else if (mode == UPLOAD)
             flush(&conns[i]);
         else
-            wait_for_turn(&conns[i]); /* what was said before go is still there to be read */
+            wait_for_turn(conns[i].link); /* what was said before go is still there to be read */
     }
     run_for(warm_up);
     uint64_t sunk = counters ? counted(&counters->received_bytes) : 0;
@@ -776,7 +1137,7 @@ static void keep(void)
     static struct epoll_event until_input_ends = {.events = EPOLLIN};
     is_going = true;
     for (size_t i = 0; i < all; i++)
-        wait_for_turn(&conns[i]); /* edges that came while the others were being connected */
+        wait_for_turn(conns[i].link); /* edges that came while the others were being connected */
     epoll_ctl(epoll, EPOLL_CTL_ADD, STDIN_FILENO, &until_input_ends);
     for (;;) {
         char byte;
@@ -806,7 +1167,8 @@ int main(int argc, char **argv)
         {"mode", 1, 0, 'm'},     {"to", 1, 0, 't'},      {"connections", 1, 0, 'c'}, {"size", 1, 0, 's'},
         {"in-flight", 1, 0, 'f'}, {"seconds", 1, 0, 'd'}, {"warm-up", 1, 0, 'w'},     {"raw", 0, 0, 'r'},
         {"mirrored", 0, 0, 'i'}, {"check", 0, 0, 'k'},   {"path", 1, 0, 'p'},        {"greedy", 1, 0, 'g'},
-        {"greedy-size", 1, 0, 'G'}, {"counters", 1, 0, 'n'}, {0}};
+        {"greedy-size", 1, 0, 'G'}, {"counters", 1, 0, 'n'}, {"tls", 0, 0, 'S'},       {"h2", 0, 0, '2'},
+        {"tunnels", 1, 0, 'u'},  {"stalled", 1, 0, 'l'}, {"stalled-by", 1, 0, 'b'},  {0}};
     int option, which, found = -1;
     while ((option = getopt_long(argc, argv, "", options, &which)) != -1) {
         const char *name = option == '?' ? "" : options[which].name;
@@ -829,36 +1191,54 @@ int main(int argc, char **argv)
         case 'g': greedy_connections = (size_t)number(optarg, name); break;
         case 'G': greedy.size = (size_t)number(optarg, name); break;
         case 'n': counters = map_counters(optarg); break;
+        case 'S': is_tls = true; break;
+        case '2': is_h2 = true; break;
+        case 'u': tunnels_each = (size_t)number(optarg, name); break;
+        case 'l': stalled_tunnels = (size_t)number(optarg, name); break;
+        case 'b': stalls_backend = strcmp(optarg, "backend") == 0; break;
         default: return 2;
         }
     }
     if (found < 0 || server.length == 0 || plain.size == 0 || plain.in_flight == 0 || optind != argc)
         die("usage: client --mode echo|upload|download|churn|get|hold|deaf|flood --to PORT|unix:PATH ...");
     mode = (enum mode)found;
+    if (is_h2 && (is_raw || mode == GET || mode == DEAF || mode == FLOOD))
+        die("--h2 is for echo, upload, download, churn and hold, with frames");
+    if (tunnels_each == 0 || (tunnels_each > 1 && (!is_h2 || mode == CHURN)) || (stalled_tunnels > 0 && (!is_h2 || mode != ECHO)))
+        die("--tunnels and --stalled are for --h2, --stalled is for echo");
+    if (strlen(path) >= 127)
+        die("--path is too long");
+    if (is_tls)
+        use_tls(is_h2 ? "h2" : "http/1.1");
     signal(SIGPIPE, SIG_IGN);
     as_many_descriptors_as_allowed();
     make_pattern();
     if (mode == CHURN || mode == GET)
         plain.in_flight = 1;
-    int n;
     if (mode == GET)
-        n = snprintf(request, sizeof request, "GET /%zu HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", plain.size);
+        request_bytes = (size_t)snprintf(request, sizeof request, "GET /%zu HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", plain.size);
     else
-        n = snprintf(request, sizeof request,
+        request_bytes = (size_t)snprintf(request, sizeof request,
                      "GET %s HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", path);
-    if (n < 0 || (size_t)n >= sizeof request)
-        die("--path is too long");
-    request_bytes = (size_t)n;
     prepare(&plain, mode == UPLOAD || mode == FLOOD);
     prepare(&greedy, false);
-    all = connections + (mode == ECHO ? greedy_connections : 0);
+    prepare(&stalled, true);
+    if (mode != ECHO)
+        greedy_connections = 0;
+    all = connections + greedy_connections + stalled_tunnels;
     conns = must_have(calloc(all, sizeof *conns));
+    links = must_have(calloc(all, sizeof *links));
     epoll = epoll_create1(EPOLL_CLOEXEC);
     for (size_t i = 0; i < all; i++) {
-        conns[i].fd = -1;
-        conns[i].kind = i < connections ? &plain : &greedy;
-        conns[i].sent_at_ns = must_have(calloc(conns[i].kind->in_flight, sizeof(uint64_t)));
+        struct conn *c = &conns[i];
+        bool is_stalled = i < stalled_tunnels, is_plain = !is_stalled && i < stalled_tunnels + connections;
+        c->kind = is_stalled ? &stalled : is_plain ? &plain : &greedy;
+        c->sent_at_ns = must_have(calloc(c->kind->in_flight, sizeof(uint64_t)));
+        if (i == 0 || links[all_links - 1].tunnels_n == tunnels_each + (all_links == 1 ? stalled_tunnels : 0))
+            links[all_links++] = (struct link){.wire.fd = -1, .tunnels = c};
+        c->link = &links[all_links - 1];
+        c->link->tunnels_n++;
     }
     if (mode != CHURN)
         connect_all();

@@ -27,6 +27,9 @@
 #define EVENTS 512              /* of one epoll_wait */
 #define TURN_BYTES (256 * 1024) /* that one connection may move before the others have their turn */
 
+/* A tunnel that begins with these words is not read any further by an echoing backend. */
+#define STAND_STILL "Stand still!"
+
 /* Shared between processes through a mapped file: written by backends, read by the client and by the bench. */
 struct counters {
     uint64_t accepted;
