@@ -281,12 +281,12 @@ def echo(wire: H2Connection, events: list[Any], owed: dict[int, bytearray]) -> N
             del due[:size]
 
 
-@pytest.mark.parametrize("window", [100, 65535])
-def test_a_client_of_http2_minds_windows_and_carries_checked_content(programs: Programs, window: int):
-    flags = ("--h2", "--mirrored", "--check", "--connections", "3", "--tunnels", "3", "--size", "300000")
+@pytest.mark.parametrize(("window", "size"), [(100, 10_000), (65535, 1_200_000)])
+def test_a_client_of_http2_minds_windows_and_carries_checked_content(programs: Programs, window: int, size: int):
+    flags = ("--h2", "--mirrored", "--check", "--connections", "3", "--tunnels", "3", "--in-flight", "2")
 
     with http2_echo(window=window) as port:
-        run = client(programs, port, "--mode", "echo", "--in-flight", "2", *flags)
+        run = client(programs, port, "--mode", "echo", *flags, "--size", str(size))
 
     assert (run["first_loss"], run["open"]) == ("", 3)
     assert run["messages"] > 0
