@@ -213,7 +213,7 @@ QUICK = Plan(
     rounds=3,
     seconds=0.3,
     warm_up=0.1,
-    rows=(_echo(100, 64), _echo(1000, 64), _echo(10, 64 * _KIB, 4), _CHURN),
+    rows=(_echo(100, 64), _echo(1000, 64), _echo(10, 64 * _KIB, 4), _CHURN, _tls(100, 64), _h2c(100, 64)),
     memory=(),
 )
 
