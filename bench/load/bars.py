@@ -157,7 +157,7 @@ def _fair(result: Result, results: Sequence[Result], subject: str) -> Iterator[B
 
 def _memory(result: Result, name: str, subject: str) -> Iterator[Bar]:
     looks = result["looks"].get(subject)
-    if not looks:
+    if not looks or result["scenario"] == "tlsidle":
         return
     if result["scenario"] == "idle":
         each = slope_bytes(looks)
