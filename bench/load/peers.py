@@ -213,7 +213,7 @@ def _wstunnel(flags: Sequence[str]) -> Callable[[Place], list[str]]:
         secure = (
             ("--tls-cert", place.certificate.chain, "--tls-key", place.certificate.key) if place.certificate else ()
         )
-        h2c = ("--h2c",) if place.takes_h2c else ()
+        h2c = ("--h2c", "true") if place.takes_h2c else ()
         return [
             *(sys.executable, "-m", "wstunnel", "--listen", f"127.0.0.1:{place.port}", "--socket", place.backend),
             *("--log-level", "warning", "--control", f"{place.folder}/control", *frames, *secure, *h2c, *flags),
