@@ -879,15 +879,22 @@ cdef class H2Leg(_ClientLeg):
     cdef int close(self) except -1:
         """The stream is over for us: tell the client, if it does not know."""
         cdef H2Wire wire = self.wire
+        cdef bint is_handed_over = False
         if self.is_closed:
             return 0
         if wire is not None and self.queue_bytes:
-            wire.send_data(self, self.queue + self.queue_start, self.queue_bytes)
+            is_handed_over = wire.send_data(self, self.queue + self.queue_start, self.queue_bytes) == self.queue_bytes
+            if is_handed_over:
+                self.forget_queue()
+        if self.queue_bytes == 0 and not self.is_reset_sent:
+            self.shut()
         if wire is not None and not wire.is_lost and not self.is_reset_sent:
             if not (self.is_read_ended and self.is_shut):
                 self.is_reset_sent = True
                 wire.owner.reset_stream(self.stream_id, NO_ERROR if self.is_shut else CANCEL)
         self.mark_write_dead(0)
+        if is_handed_over and self.relay is not None:
+            self.relay.queue_emptied(self)
         if self.is_closed:
             return 0            # by the tunnel's end, to which the dropped queue has led
         self.is_closed = True

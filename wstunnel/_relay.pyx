@@ -360,15 +360,20 @@ cdef class Leg(Stream):
 
     cdef int close(self) except -1:
         """Release the socket now; nobody waits for it any more. What the kernel has taken it still delivers."""
+        cdef bint was_queued = self.queue_bytes != 0
+        cdef bint is_handed_over
         if self.is_closed:
             return 0
-        if self.queue_bytes:
+        if was_queued:
             self.hand_over()
-        elif not self.is_write_dead:
+        is_handed_over = was_queued and self.queue_bytes == 0
+        if self.queue_bytes == 0 and not self.is_write_dead:
             self.part()
         if not self.is_read_ended:
             self.discard()
         self.mark_write_dead(0)
+        if is_handed_over and self.relay is not None:
+            self.relay.queue_emptied(self)
         if self.is_closed:
             return 0            # by the tunnel's end, to which the dropped queue has led
         self.is_closed = True
@@ -384,17 +389,12 @@ cdef class Leg(Stream):
 
     cdef int hand_over(self) noexcept:
         """Before a close: let the kernel take what waits, for a peer that is slow; twice its usual room if need be."""
-        cdef const uint8_t* p = self.queue + self.queue_start
-        cdef size_t n = self.queue_bytes
         cdef int room = 0
         cdef unsigned length = sizeof(room)
-        cdef ssize_t r = send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
-        if r > 0:
-            p += r
-            n -= r
-        if n and getsockopt(self.fd, SOL_SOCKET, SO_SNDBUF, &room, &length) == 0:
+        self.pour()
+        if self.queue_bytes and getsockopt(self.fd, SOL_SOCKET, SO_SNDBUF, &room, &length) == 0:
             setsockopt(self.fd, SOL_SOCKET, SO_SNDBUF, &room, length)   # the kernel doubles what it is told
-            send(self.fd, p, n, MSG_DONTWAIT | MSG_NOSIGNAL)
+            self.pour()
         return 0
 
     cdef int discard(self) noexcept:

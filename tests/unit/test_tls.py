@@ -494,7 +494,6 @@ def test_a_handshake_has_so_many_bytes(run: Run):
 def test_handshakes_leave_others_their_turn(run: Run):
     async def check() -> None:
         async with Bench() as bench:
-            protocol, far = None, []
             protocol, peer = await bench.peer()
             others = [TlsPeer(bench.accept()[1]) for _ in range(3 * PER_TURN)]
             for other in others:

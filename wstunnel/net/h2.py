@@ -58,8 +58,8 @@ _KEY_BYTES = 16
 class _Engine(Engine):
     """h2 as this side of a connection.
 
-    It does not count the bodies of requests, where a wrong length would end the connection; and it does not remember how
-    65,536 streams ended, which is 8 MiB of a client's making.
+    It does not count the bodies of requests, where a wrong length would end the connection, and it does not remember
+    how 65,536 streams ended, which is 8 MiB of a client's making.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -537,6 +537,7 @@ class H2Connection:
             self._send()
             self._finish()
             return
+        self._send()  # the answer to SETTINGS goes before what they allow
         for event in events:
             self._heed(event)
         self._send()
