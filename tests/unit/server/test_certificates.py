@@ -342,7 +342,7 @@ def test_a_key_that_cannot_be_read_is_a_warning_at_the_start_and_an_error_when_i
         forbid(files.key)
         await eventually(lambda: len(caplog.records) == 1, "it warns")
         await watched.looked()
-        authority.files("a")
+        os.utime(files.key)
         await eventually(lambda: len(caplog.records) == 2, "it tells of the change")
         await watched.looked()
         assert not watched.told
@@ -350,6 +350,21 @@ def test_a_key_that_cannot_be_read_is_a_warning_at_the_start_and_an_error_when_i
 
     run(story(), timeout_s=DEADLINE_S)
     assert [each.levelno for each in caplog.records] == [logging.WARNING, logging.ERROR]
+
+
+def test_a_new_certificate_whose_key_cannot_be_read_is_an_error_from_the_start(
+    run: Run, authority: Authority, caplog, forbid
+):
+    async def story() -> None:
+        files = authority.files("a")
+        watched = Watched(Front(tls_cert=(files.cert,), tls_key=(files.key,)))
+        authority.files("a")
+        forbid(files.key)
+        await eventually(lambda: len(caplog.records) == 1, "it is told")
+        watched.watch.stop()
+
+    run(story(), timeout_s=DEADLINE_S)
+    assert [each.levelno for each in caplog.records] == [logging.ERROR]
 
 
 def test_a_file_that_is_being_written_is_left_alone(run: Run, authority: Authority, monkeypatch):

@@ -777,3 +777,20 @@ def test_a_reload_reads_certificates_and_what_was_read_is_at_hand(
             assert scene.held == Material({files.both: old})
 
     run(story())
+
+
+def test_after_a_reload_the_files_of_the_new_settings_are_watched(
+    run: Run, stage: Stage, tmp_path, authority: Authority
+):
+    async def story() -> None:
+        old, new = authority.files("old"), authority.files("new")
+        scene = Scene(tmp_path, Route(socket="/nowhere"), tls_cert=(old.both,), limits=SOON)
+        async with scene.serving():
+            scene.settings = dataclasses.replace(scene.settings, tls_cert=(new.both,))
+            scene.master.reload()
+            await eventually(lambda: scene.master._generation == 2, "it is reloaded")
+            authority.files("new")
+            fresh = Path(new.both).read_bytes()
+            await eventually(lambda: stage.actors[-1].material.pem.get(new.both) == fresh, "it is told")
+
+    run(story())

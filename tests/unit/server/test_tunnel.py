@@ -348,6 +348,9 @@ def test_it_reads_certificates_itself_and_again_when_they_change(run: Run, autho
             async with asyncio.timeout(30):
                 while await serial_at(tls, authority) != files.serial:
                     pass
+            watch = tunnel._watch
+        assert watch is not None
+        assert watch._timer is None
 
     run(check())
 

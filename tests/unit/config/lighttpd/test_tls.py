@@ -8,6 +8,7 @@ import pytest
 
 from tests.authority import Authority, Files
 from tests.unit.config.lighttpd.test_convert import Write, problems_of, settings_of, settled, warnings_of, write
+from wstunnel.config.lighttpd.convert import read_top
 from wstunnel.settings import Entrance, Front, TcpAddress
 
 __all__ = ["write"]
@@ -168,3 +169,9 @@ def test_http_2_in_the_clear_is_for_listeners_without_tls(write: Write, a: Files
     )
     assert fronts(path) == {MAIN: Front(h2c=True), OTHER: both(a)}
     assert warnings_of(path) == []
+
+
+def test_who_asks_for_the_listeners_gets_all_of_them_and_no_more(write: Write):
+    path = write(TOP + socket_block(OTHER, 'ssl.engine = "enable"\nssl.pemfile = "/none"'))
+    draft = read_top(path, ("listen",))
+    assert [each.values for each in (draft, *draft.listeners)] == [{"listen": (MAIN,)}, {"listen": (OTHER,)}]
