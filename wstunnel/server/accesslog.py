@@ -56,7 +56,7 @@ def log_tunnel(
                 "peer": peer,
                 "path": safe(path, limits.path_chars),
                 "wire": wire,
-                **({"client_subject": safe(client_subject, limits.subject_chars)} if client_subject else {}),
+                **({"client_subject": _subject(client_subject, limits.subject_chars)} if client_subject else {}),
                 "backend": backend,
                 "bytes_in": bytes_in,
                 "bytes_out": bytes_out,
@@ -68,3 +68,10 @@ def log_tunnel(
             }
         },
     )
+
+
+def _subject(text: str, limit_chars: int) -> str:
+    """It has escapes of its own, and a log that escapes those again is not what anybody looks for."""
+    if not (text.isascii() and text.isprintable()):
+        return safe(text, limit_chars)
+    return text if len(text) <= limit_chars else f"{text[: limit_chars - 3]}..."

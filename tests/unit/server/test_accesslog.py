@@ -75,6 +75,13 @@ def test_a_client_without_a_certificate_has_no_subject(record):
     assert "client_subject" not in record(client_subject="").fields
 
 
+def test_a_subject_is_logged_as_it_is_written(record):
+    subject = r"CN=Ann\, \"x\",O=a"
+    assert record(client_subject=subject).fields["client_subject"] == subject
+    cut = record(client_subject=f"CN={'a' * 300}").fields["client_subject"]
+    assert (len(cut), cut[-4:]) == (LogLimits().subject_chars, "a...")
+
+
 @pytest.mark.parametrize("form", [TextFormatter(), JsonFormatter()], ids=["text", "json"])
 def test_a_subject_can_neither_end_the_line_nor_fill_the_disk(record, form):
     line = form.format(record(client_subject="CN=\n\x1b\x07" + "a" * 10_000))
