@@ -789,6 +789,8 @@ def test_after_a_reload_the_files_of_the_new_settings_are_watched(
             scene.settings = dataclasses.replace(scene.settings, tls_cert=(new.both,))
             scene.master.reload()
             await eventually(lambda: scene.master._generation == 2, "it is reloaded")
+            fronts = [{each.front for each in actor.orders.listeners} for actor in stage.actors]
+            assert fronts == [{Front(tls_cert=(old.both,))}, {Front(tls_cert=(new.both,))}]
             authority.files("new")
             fresh = Path(new.both).read_bytes()
             await eventually(lambda: stage.actors[-1].material.pem.get(new.both) == fresh, "it is told")
