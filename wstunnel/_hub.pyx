@@ -289,16 +289,18 @@ cdef class Stream:
 
     cdef ssize_t fetch_sealed(self, uint8_t* p, size_t n) except? -1:  # hot
         cdef Tls tls = self.tls
-        cdef size_t made = 0
+        cdef size_t made = 0, asked
         cdef ssize_t r
         cdef uint8_t* sealed
         if tls.has_rest:
             made = tls.rest(p, n)
         if made == 0 and not (tls.is_ended or tls.is_failed):
             sealed = self.hub.sealed()
-            r = recv(self.fd, sealed, min(n - tls.held, self.hub.sealed_bytes), MSG_DONTWAIT)
+            asked = min(n - tls.held, self.hub.sealed_bytes)
+            r = recv(self.fd, sealed, asked, MSG_DONTWAIT)
             if r <= 0:
                 return r if r == 0 else -errno
+            tls.has_more = <size_t>r == asked
             made = tls.open(sealed, <size_t>r, p, n)
         self.pay()
         if tls.is_ended or tls.is_failed:

@@ -158,7 +158,7 @@ cdef class Leg(Stream):
         cdef Hub hub = self.hub
         cdef ssize_t n = self.fetch(hub.base, self.next_read() if self.stream else hub.read_bytes)
         if n > 0:
-            if <size_t>n >= hub.read_bytes:
+            if <size_t>n >= hub.read_bytes or (self.tls is not None and self.tls.has_more):
                 self.stream = STREAM_READS
             elif self.stream:
                 self.stream -= 1

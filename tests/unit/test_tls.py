@@ -5,22 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import hmac
+import itertools
 import random
 import select
 import socket
 import ssl
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.conftest import LOOPS, Run, open_descriptors
+from tests.wire.clients import BINARY, frame
 from tests.wire.sockets import eventually, turns
 from tests.wire.tls import TlsPeer, authority, client_context, credentials, issued, undecodable
 from wstunnel._handshake import Handshake
 from wstunnel._hub import Hub, PlainTransport
+from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel._tls import Tls
 from wstunnel.net.tls import ServerTls, subject_of
 from wstunnel.net.wheel import TimerWheel
@@ -31,6 +37,7 @@ TLS12, TLS13 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 VERSIONS = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["TLS1.2", "TLS1.3"])
 TIMEOUT_S = 5.0
 PER_TURN = 4
+OWED_MAX = 4096
 
 
 @pytest.fixture(params=list(LOOPS))
@@ -95,8 +102,12 @@ class Bench:
         self._protocols: list[Protocol] = []
         return self
 
-    def accept(self, *, narrow: bool = False, **how: Any) -> tuple[Protocol, socket.socket]:
+    def accept(self, *, narrow: bool = False, is_unix: bool = False, **how: Any) -> tuple[Protocol, socket.socket]:
         """A protocol that is attached once the handshake is done, and the client's socket."""
+        if is_unix:
+            near, far = socket.socketpair()
+            near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            return self._shake(near, far, **how)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             if narrow:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -105,9 +116,12 @@ class Bench:
                 far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             far.connect(listener.getsockname())
             near, _ = listener.accept()
-        near.setblocking(False)
         near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return self._shake(near, far, **how)
+
+    def _shake(self, near: socket.socket, far: socket.socket, **how: Any) -> tuple[Protocol, socket.socket]:
+        near.setblocking(False)
         protocol = Protocol(self.hub, **how)
 
         def ended(handshake: Handshake, fault: str | None) -> None:
@@ -286,6 +300,206 @@ def test_a_mebibyte_each_way_through_narrow_buffers_arrives(run: Run, version: s
             await saying
             await arrived(protocol, data)
             assert "resume" in protocol.told
+
+    run(check())
+
+
+# --- what OpenSSL says of its own
+
+
+def test_keys_are_renewed_when_the_client_asks(run: Run):
+    """OpenSSL answers in front of what is written next, or when it is asked again."""
+
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, peer = await bench.peer()
+            await peer.send_raw(peer.rekeyed() + peer.sealed(b"by the new key"))
+            await arrived(protocol, b"by the new key")
+            protocol.transport.write(b"as we answer")
+            assert await peer.recv_exactly(12) == b"as we answer"
+            await peer.send_raw(b"".join(peer.rekeyed() for _ in range(100)) + peer.sealed(b", and on"))
+            await arrived(protocol, b"by the new key, and on")
+            protocol.transport.write(b"as we answer")
+
+            assert await peer.recv_exactly(12) == b"as we answer"
+
+    run(check())
+
+
+def test_so_many_keys_may_be_renewed_at_once(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, peer = await bench.peer()
+            await peer.send_raw(b"".join(peer.rekeyed() for _ in range(400)))
+            await eventually(lambda: len(protocol.told) == 2, "the end")
+
+            assert protocol.told == ["made", "lost: OSError"]
+
+    run(check())
+
+
+def test_a_renewed_key_stands_behind_what_the_client_has_not_taken(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, peer = await bench.peer(narrow=True)
+            data = random.Random(1).randbytes(1 << 20)
+            protocol.transport.write(data)
+            assert protocol.transport.get_write_buffer_size() > 0
+            await peer.send_raw(peer.rekeyed() + peer.sealed(b"go on"))
+            await arrived(protocol, b"go on")
+            protocol.transport.write(b"by the new key")
+
+            assert await peer.recv_exactly((1 << 20) + 14) == data + b"by the new key"
+
+    run(check())
+
+
+def test_a_second_handshake_is_refused(run: Run):
+    """RFC 5246 §7.2.2: by a warning, behind which the client gives up."""
+
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, peer = await bench.peer(client_context(TLS12))
+            await peer.send_raw(peer.renegotiation())
+            assert await peer.listen()
+            with pytest.raises(ssl.SSLError, match="NO_RENEGOTIATION"):
+                peer.step()
+            assert protocol.told == ["made"]
+
+    run(check())
+
+
+def test_warnings_wait_for_a_client_that_does_not_take_them_and_arrive_in_order(run: Run, tmp_path: Path):
+    async def check() -> None:
+        context = client_context(TLS12, ciphers=CIPHER)
+        context.keylog_filename = str(tmp_path / "keys")
+        async with Bench() as bench:
+            protocol, peer = await bench.peer(context, is_unix=True)
+            hellos = sealed_hellos(peer, (tmp_path / "keys").read_text())
+            for _ in range(60):
+                await peer.send_raw(next(hellos))
+                await turns(2)
+            assert 0 < protocol.transport.get_write_buffer_size() < OWED_MAX
+            said = b""
+            while len(said) < 60 * WARNING_BYTES:
+                said += await asyncio.get_running_loop().sock_recv(peer.sock, 1 << 16)
+
+            assert len(said) == 60 * WARNING_BYTES
+            # the nonces that GCM sends along are numbers in a row
+            numbers = [int.from_bytes(said[at + 5 : at + 13]) for at in range(0, len(said), WARNING_BYTES)]
+            assert numbers == list(range(numbers[0], numbers[0] + 60))
+            assert protocol.told == ["made"]
+
+    run(check())
+
+
+def test_so_many_warnings_may_wait_for_a_client_that_asks_for_more(run: Run, tmp_path: Path):
+    async def check() -> None:
+        context = client_context(TLS12, ciphers=CIPHER)
+        context.keylog_filename = str(tmp_path / "keys")
+        async with Bench() as bench:
+            protocol, peer = await bench.peer(context, is_unix=True)
+            hellos = sealed_hellos(peer, (tmp_path / "keys").read_text())
+            with pytest.raises((BrokenPipeError, ConnectionResetError)):
+                for _ in range(1000):
+                    await peer.send_raw(next(hellos))
+                    await turns(2)
+                    assert protocol.transport.get_write_buffer_size() <= OWED_MAX
+            await eventually(lambda: len(protocol.told) == 2, "the end")
+
+            assert protocol.told == ["made", "lost: OSError"]
+
+    run(check())
+
+
+CIPHER = "ECDHE-ECDSA-AES128-GCM-SHA256"
+WARNING_BYTES = 5 + 8 + 2 + 16  # head, nonce, alert, tag; RFC 5288 §3
+
+
+def sealed_hellos(peer: TlsPeer, keylog: str) -> Iterator[bytes]:
+    """A ClientHello after the other for a client of TLS 1.2 that has said nothing yet; OpenSSL makes one alone."""
+    random_, master = (bytes.fromhex(word) for word in keylog.split()[-2:])
+    seed = b"key expansion" + peer.server_random() + random_
+    block, a = b"", seed
+    while len(block) < 40:
+        a = hmac.digest(master, a, "sha256")
+        block += hmac.digest(master, a + seed, "sha256")
+    key, salt = AESGCM(block[:16]), block[32:36]
+    for number in itertools.count(1):
+        nonce, hello = number.to_bytes(8), b"\x01\x00\x00\x02\x03\x03"
+        sealed = nonce + key.encrypt(salt + nonce, hello, nonce + struct.pack("!BHH", 22, 0x303, len(hello)))
+        yield struct.pack("!BHH", 22, 0x303, len(sealed)) + sealed
+
+
+# --- tunnels
+
+
+class Session:
+    """Of a tunnel that nobody looks at."""
+
+    def backend_ended(self) -> int:
+        return 1000
+
+    def ended(self) -> None:
+        pass
+
+
+async def tunnel(bench: Bench, protocol: Protocol) -> tuple[Relay, socket.socket]:
+    """What takes over the protocol's transport, and its backend, which gets each write of ours as a packet."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    far.setblocking(False)
+    near.setblocking(False)
+    client, backend = ClientLeg(bench.hub, protocol.transport.fileno()), BackendLeg(bench.hub, near.detach())
+    policy = Policy(
+        is_binary=True,
+        ping_interval_s=0.0,
+        ping_timeout_s=0.0,
+        max_read_idle_s=0.0,
+        max_write_idle_s=0.0,
+        close_timeout_s=1.0,
+    )
+    relay = Relay(bench.hub, policy, client, backend, Session())
+    protocol.transport.pause_reading()
+    relay.open(protocol.transport)
+    backend.own()
+    relay.join(bytearray(), False)
+    return relay, far
+
+
+def test_a_stream_is_read_in_larger_pieces_while_its_backend_has_room(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, peer = await bench.peer()
+            relay, far = await tunnel(bench, protocol)
+            said = random.Random(7).randbytes(512 * 1024)
+            talking = asyncio.ensure_future(peer.send(frame(BINARY, said)))
+            pieces: list[bytes] = []
+            while sum(map(len, pieces)) < len(said):
+                pieces.append(await asyncio.get_running_loop().sock_recv(far, 1 << 20))
+            await talking
+
+            assert b"".join(pieces) == said
+            assert len(pieces[0]) <= SIZES["read_bytes"]
+            assert max(map(len, pieces)) > SIZES["read_bytes"]
+            relay.abort(1001)
+            far.close()
+
+    run(check())
+
+
+def test_who_has_passed_a_connection_on_says_nothing_more(run: Run):
+    async def check() -> None:
+        async with Bench() as bench:
+            protocol, peer = await bench.peer()
+            relay, far = await tunnel(bench, protocol)
+            protocol.transport.close()
+            await peer.send(frame(BINARY, b"hello"))
+            assert await asyncio.get_running_loop().sock_recv(far, 100) == b"hello"
+            far.send(b"answer")
+
+            assert await peer.recv_exactly(8) == b"\x82\x06answer"
+            relay.abort(1001)
+            far.close()
 
     run(check())
 

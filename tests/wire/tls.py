@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import datetime
 import functools
 import socket
@@ -19,6 +20,9 @@ from tests.wire.clients import Client
 from tests.wire.sockets import connected, turns
 from wstunnel import TcpAddress, UnixAddress
 from wstunnel.net.tls import Credentials
+
+_OPENSSL = ctypes.CDLL(ssl._ssl.__file__)  # type: ignore[attr-defined]  # what `ssl` has no call for
+_UPDATE_REQUESTED = 1
 
 __all__ = [
     "TlsClient",
@@ -136,6 +140,29 @@ class TlsPeer:
         with contextlib.suppress(ssl.SSLWantReadError):
             self.tls.unwrap()
         return self.said()
+
+    def rekeyed(self) -> bytes:
+        """A KeyUpdate that asks for one (RFC 8446 §4.6.3), which is not sent."""
+        assert _OPENSSL.SSL_key_update(self._openssl(), _UPDATE_REQUESTED) == 1
+        self.tls.do_handshake()
+        return self.said()
+
+    def renegotiation(self) -> bytes:
+        """A ClientHello for a second handshake (RFC 5246 §7.4.1), which is not sent."""
+        assert _OPENSSL.SSL_renegotiate(self._openssl()) == 1
+        assert not self.step()
+        return self.said()
+
+    def server_random(self) -> bytes:
+        """Of the handshake (RFC 5246 §7.4.1.3)."""
+        found = ctypes.create_string_buffer(32)
+        assert _OPENSSL.SSL_get_server_random(self._openssl(), found, ctypes.c_size_t(32)) == 32
+        return found.raw
+
+    def _openssl(self) -> ctypes.c_void_p:
+        """The `SSL*` of Modules/_ssl.c: behind the object's head and a reference to its socket."""
+        inner = self.tls._sslobj  # type: ignore[attr-defined]
+        return ctypes.c_void_p.from_address(id(inner) + object.__basicsize__ + ctypes.sizeof(ctypes.c_void_p))
 
     def step(self) -> bool:
         """Go on with the handshake by what has come; is our part done? raises ssl.SSLError"""
