@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import shutil
+import socket
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-__all__ = ["command", "unpacked"]
+__all__ = ["command", "listening", "running", "unpacked"]
 
 NPM_TIMEOUT_S = 60.0
+DEADLINE_S = 30.0
 
 
 def command(name: str, package: str) -> str:
@@ -42,3 +46,38 @@ def unpacked(package: str, sha512: str, folder: Path) -> Path:
     with tarfile.open(archive) as packed:
         packed.extractall(folder, filter="data")
     return folder / "package"
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[socket.socket]:
+    """A socket that a program can take over: no port is looked for that somebody else may take first."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)  # nginx leaves that as it finds it
+        yield listener
+
+
+@contextlib.contextmanager
+def running(folder: Path, listener: socket.socket, argv: list[str], **environment: str) -> Iterator[int]:
+    """This program, which serves the listener until the end of the block; the listener's port."""
+    port = listener.getsockname()[1]
+    with (folder / "front.log").open("wb") as log:
+        process = subprocess.Popen(
+            argv,
+            cwd=folder,
+            env={**os.environ, **environment},
+            pass_fds=(listener.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    listener.close()  # where the program ends, clients are refused and do not wait
+    try:
+        yield port
+    finally:
+        print((folder / "front.log").read_text())  # pytest shows it where the test fails
+        process.terminate()
+        try:
+            process.wait(DEADLINE_S)
+        finally:
+            process.kill()
+            process.wait()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import socketserver
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.browser.test_page import BLANK_PAGE, DEADLINE_S, EXAMPLES, counts_to_five
-from tests.others import command, unpacked
+from tests.browser.test_page import BLANK_PAGE, EXAMPLES, counts_to_five
+from tests.others import command, listening, running, unpacked
 from tests.system.test_control import Service
 
 NOVNC = "@novnc/novnc@1.7.0"
@@ -69,41 +67,6 @@ def proxy(folder: Path, port: int) -> Iterator[int]:
 
 
 # --- other people's
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[socket.socket]:
-    """A socket that a program can take over: no port is looked for that somebody else may take first."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)  # nginx leaves that as it finds it
-        yield listener
-
-
-@contextlib.contextmanager
-def running(folder: Path, listener: socket.socket, argv: list[str], **environment: str) -> Iterator[int]:
-    """This program, which serves the listener until the end of the block; the listener's port."""
-    port = listener.getsockname()[1]
-    with (folder / "front.log").open("wb") as log:
-        process = subprocess.Popen(
-            argv,
-            cwd=folder,
-            env={**os.environ, **environment},
-            pass_fds=(listener.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-    listener.close()  # where the program ends, clients are refused and do not wait
-    try:
-        yield port
-    finally:
-        print((folder / "front.log").read_text())  # pytest shows it where the test fails
-        process.terminate()
-        try:
-            process.wait(DEADLINE_S)
-        finally:
-            process.kill()
-            process.wait()
 
 
 HAPROXY = """

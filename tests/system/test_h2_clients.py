@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import ssl
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,69 +16,21 @@ import picows
 import pytest
 import websockets
 
-from tests.authority import Authority, Files
 from tests.others import command, unpacked
 from tests.system.programs import DEADLINE_S
-from tests.system.test_control import ROOT, Service, until
+from tests.system.stand import FILE_BYTES, Stand, standing
 
 UNDICI = "undici@7.30.2"
 UNDICI_SHA512 = "mLyPQnHwUxaM/rideoK/+KL8DaAJLRl4aBCfmX444aCSLnIaomqPLtNRe2jdCYcsk5wZzXrDIQC8ZeYNRAYyIA=="
 SCRIPTS = Path(__file__).parent / "node"
-FILE_BYTES = 300_000
 MESSAGE = bytes(range(256)) * 4096  # a mebibyte
 HTTP_2 = 20
-CLOSE_TIMEOUT_S = 1.0
-"""undici never ends its side of a stream: that is waited for so long."""
-
-
-@dataclass(frozen=True)
-class Stand:
-    """A service with a listener that speaks TLS and one that does not, which takes HTTP/2 all the same."""
-
-    service: Service
-    secure: str
-    clear: str
-    ca: str
-    files: Path
-
-    def tunnels(self, count: int) -> list[dict[str, str]]:
-        """The fields of the last `count` tunnels in the log; there must be none that has not ended."""
-        until(lambda: self.service.status()["totals"]["tunnels"] == 0, "all tunnels have ended")
-        lines = [line for line in self.service.log().splitlines() if "tunnel closed: " in line]
-        return [dict(re.findall(r" ([a-z_]+)=(\S+)", line)) for line in lines[-count:]]
-
-
-def stand_text(folder: Path, files: Files) -> str:
-    return f"""
-        allow-unsafe-places = true
-        document-root = "{folder}/www"
-        [[listener]]
-        listen = ["127.0.0.1:0"]
-        tls-cert = ["{files.cert}"]
-        tls-key = ["{files.key}"]
-        [[listener]]
-        listen = ["127.0.0.1:0"]
-        h2c = true
-        [[route]]
-        path = "/ws/"
-        socket = "{folder}/backend"
-        bin-path = "{ROOT}/examples/raw_echo.py"
-        close-timeout = {CLOSE_TIMEOUT_S}
-        """
 
 
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory) -> Iterator[Stand]:
-    folder = tmp_path_factory.mktemp("stand")
-    authority = Authority(folder)
-    (folder / "www").mkdir()
-    (folder / "www" / "file").write_bytes(os.urandom(FILE_BYTES))
-    with Service(folder, stand_text(folder, authority.files("server"))) as service:
-        secure, clear = service.status()["listeners"]
-        yield Stand(service, secure, clear, authority.ca, folder / "www")
-        service.process.terminate()
-        assert service.ended() == 0
-        assert "error" not in re.findall(r"^\S+ (\w+) wstunnel", service.log(), re.MULTILINE)
+    with standing(tmp_path_factory.mktemp("stand")) as stand:
+        yield stand
 
 
 # --- tunnels over streams
@@ -94,7 +44,7 @@ def node(script: str, *arguments: object) -> Any:
     return json.loads(done.stdout)
 
 
-ECHOED = {"status": 200, "protocol": "binary", "same": True, "code": 1000}
+ECHOED = {"status": 200, "protocol": "binary", "same": True, "code": 1000, "reset": 0}
 
 
 @pytest.mark.parametrize("wire", ["h2c", "h2+tls"])

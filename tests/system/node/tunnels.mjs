@@ -1,7 +1,7 @@
 // Tunnels as streams of one HTTP/2 connection, by Node's own http2: node tunnels.mjs ORIGIN/PATH CA COUNT BYTES
 //
 // Each sends so many random bytes in two fragments, reads until as many have come back, and says CLOSE 1000.
-// Prints what was seen as JSON.
+// Prints what was seen as JSON; `reset` is the code of a RST_STREAM.
 
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -37,7 +37,7 @@ function parsed(wire) {
 
 function tunnel(session) {
     const sent = randomBytes(Number(bytes));
-    return new Promise((resolve, reject) => {
+    return new Promise((resolve) => {
         const stream = session.request({
             ":method": "CONNECT",
             ":protocol": "websocket",
@@ -47,9 +47,9 @@ function tunnel(session) {
             "sec-websocket-version": "13",
             "sec-websocket-protocol": "binary",
         });
-        const seen = { status: null, protocol: null, same: null, code: null };
+        const seen = { status: null, protocol: null, same: null, code: null, reset: 0 };
         let [wire, got, length] = [Buffer.alloc(0), [], 0];
-        stream.on("error", reject);
+        stream.on("error", () => {}); // `close` says all that there is to say
         stream.on("response", (headers) => {
             seen.status = headers[":status"];
             seen.protocol = headers["sec-websocket-protocol"];
@@ -71,7 +71,7 @@ function tunnel(session) {
                 stream.end(frame(CLOSE, Buffer.from([1000 >> 8, 1000 & 255])));
             }
         });
-        stream.on("end", () => resolve(seen));
+        stream.on("close", () => resolve({ ...seen, reset: stream.rstCode }));
     });
 }
 
