@@ -341,7 +341,10 @@ class H2Exchange:
         if announced_bytes is not None and self._body_bytes < announced_bytes:
             self.fail_body(PeerError(f"the body ends {self._body_bytes} bytes into the {announced_bytes} announced"))
         self._is_body_whole = True
-        _wake(self._reader)
+        if self._is_concluded and not self.is_taken and not self.leg.waiting_bytes:
+            self.leg.close_stream()
+        else:
+            _wake(self._reader)
 
     def fail_body(self, fault: PeerError) -> None:
         """No more of it comes, if it is not whole."""
@@ -355,7 +358,7 @@ class H2Exchange:
         """Nothing waits for the client any more."""
         self._stop_clock()
         if self._is_concluded:
-            self.leg.close_stream()
+            self._leave()
         else:
             _wake(self._writer)
 
@@ -414,11 +417,18 @@ class H2Exchange:
             self._leave()
 
     def _leave(self) -> None:
-        """The answer is complete: go when the client has been sent all of it."""
+        """The answer is complete: go when the client has been sent all of it, and has said all of its body.
+
+        Who is told to stop before that may throw the answer away (curl does), so it gets `linger_s`.
+        """
         if self.leg.waiting_bytes:
             self._watch_room()
-        else:
+        elif self._is_body_whole or self.is_taken or self.leg.is_over:
             self.leg.close_stream()
+        else:
+            self._stop_clock()
+            linger_s = self._connection.limits.head.linger_s
+            self._room_clock = self._connection.loop.call_later(linger_s, self.leg.close_stream)
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError):
