@@ -130,6 +130,7 @@ def test_the_metadata_says_what_this_is(built):
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "MIT"
     assert sorted(need.split(">")[0].split("<")[0] for need in metadata.get_all("Requires-Dist")) == [
+        "h2",
         "httptools",
         "lark",
         "uvloop",
