@@ -25,7 +25,7 @@ cdef class H2Wire(Stream):
     cdef object owner           # net/h2.py's connection
     cdef dict legs              # stream id -> H2Leg, of every stream that is not over
     cdef object waiting         # deque of legs that have something to send and a window for it, in turn
-    cdef uint8_t* out           # malloc'd while something is gathered; out_bytes of out_room are used
+    cdef uint8_t* out           # malloc'd, or a spare of the hub, while something is gathered; out_bytes of out_room are used
     cdef size_t out_bytes
     cdef size_t out_room
     cdef bint is_corked         # in the hub's list
@@ -52,6 +52,9 @@ cdef class H2Wire(Stream):
     cdef uint32_t stream_id
     cdef Way way
     cdef H2Leg leg              # of DATA of a tunnel
+    cdef H2Leg run_leg          # whose payload is to be passed on, of one frame or of several in a row:
+    cdef uint8_t* run           # run_bytes from here, in what is being parsed
+    cdef size_t run_bytes
     cdef uint8_t small[8]
     cdef bytearray frame        # of WAY_CONTROL, its head included
     cdef uint32_t block_id      # stream of the header block under way, or 0
@@ -70,6 +73,7 @@ cdef class H2Wire(Stream):
     cdef int parse(self, uint8_t* p, size_t n) except -1
     cdef int begin_frame(self) except -1
     cdef int begin_data(self, size_t n) except -1
+    cdef int pass_run(self) except -1
     cdef int end_frame(self) except -1
     cdef int end_control(self) except -1
     cdef int end_small(self) except -1

@@ -23,7 +23,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.errno cimport EAGAIN, ECONNRESET, EINTR
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memmove
 from posix.unistd cimport close as close_fd
 
 import os
@@ -242,7 +242,7 @@ cdef class H2Wire(Stream):
 
     cdef int read(self) except -1:  # hot
         cdef Hub hub = self.hub
-        cdef ssize_t n = self.fetch(hub.inbox, hub.read_bytes)
+        cdef ssize_t n = self.fetch(hub.inbox, hub.bulk_bytes)
         if n > 0:
             if self.is_closing:
                 return 0
@@ -281,7 +281,7 @@ cdef class H2Wire(Stream):
                 continue
             if arrived <= 0:
                 break
-            n = self.fetch(self.hub.inbox, self.hub.read_bytes)
+            n = self.fetch(self.hub.inbox, self.hub.bulk_bytes)
             if n <= 0:
                 break       # whatever it is, it is told when the hub reads
             arrived -= <int>n
@@ -388,8 +388,11 @@ cdef class H2Wire(Stream):
                 if self.left == 0 and not (self.is_lost or self.is_closing):
                     self.head_bytes = 0
                     self.end_frame()
+            self.pass_run()
         finally:
             self.is_parsing = False
+            self.run_bytes = 0
+            self.run_leg = None
         return 0
 
     cdef int begin_frame(self) except -1:  # hot
@@ -402,6 +405,8 @@ cdef class H2Wire(Stream):
         self.padding = 0
         self.is_padding_due = False
         self.leg = None
+        if self.run_bytes and (self.type != DATA or self.stream_id != self.run_leg.stream_id):
+            self.pass_run()
         if n > self.frame_max:
             return self.fault(FRAME_SIZE_ERROR, f"a frame of {n} bytes, {self.frame_max} are allowed")
         if self.block_id:
@@ -478,8 +483,24 @@ cdef class H2Wire(Stream):
         payload = min(n, <size_t>(self.left - self.padding))
         if payload == 0:
             return <int>n
-        self.leg.arrive(p, payload)
+        if self.run_bytes == 0:
+            self.run = p
+            self.run_leg = self.leg
+        else:
+            memmove(self.run + self.run_bytes, p, payload)  # over the head of its frame
+        self.run_bytes += payload
         return <int>payload
+
+    cdef int pass_run(self) except -1:  # hot
+        """What has come on one stream leaves in one piece, in however many frames it came."""
+        cdef H2Leg leg = self.run_leg
+        cdef size_t n = self.run_bytes
+        if n:
+            self.run_bytes = 0
+            self.run_leg = None
+            leg.arrive(self.run, n)
+            leg.give_back()
+        return 0
 
     cdef int end_frame(self) except -1:  # hot
         cdef H2Leg leg = self.leg
@@ -488,7 +509,10 @@ cdef class H2Wire(Stream):
             if self.arrived >= WINDOW_MAX // WINDOW_PARTS:
                 self.open_window(0, self.arrived)
                 self.arrived = 0
-            leg.give_back()
+            if self.flags & FLAG_END_STREAM:
+                self.pass_run()
+            if self.run_bytes == 0:
+                leg.give_back()     # padding
             if self.flags & FLAG_END_STREAM and not leg.is_closed:
                 self.owner.tunnel_ended(self.stream_id)
             return 0
@@ -608,9 +632,12 @@ cdef class H2Wire(Stream):
     cdef int append(self, const uint8_t* p, size_t n) except -1:  # hot; p is the caller's
         """Gather n bytes."""
         cdef uint8_t* grown
-        cdef size_t room = self.out_room
+        cdef size_t room
         if self.is_lost:
             return 0
+        if self.out is NULL:
+            self.out = self.hub.take_spare(&self.out_room)
+        room = self.out_room
         if self.out_bytes + n > room:
             if room == 0:
                 room = OUT_FIRST_BYTES
@@ -658,7 +685,8 @@ cdef class H2Wire(Stream):
         if n and not self.is_lost:
             self.out_bytes = 0
             error = self.put(self.out, n)
-        free(self.out)
+        if self.out is not NULL:
+            self.hub.give_spare(self.out, self.out_room)
         self.out = NULL
         self.out_room = self.out_bytes = 0
         if error:

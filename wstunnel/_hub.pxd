@@ -18,6 +18,7 @@ cdef extern from "<sys/types.h>":
 cdef enum:
     HEADROOM = 16               # in front of every read: SERVER_HEADER_MAX + 3 held bytes of a character, rounded up
     READY_PER_WAKE = 512        # sockets served per call of Hub.wake
+    SPARES = 4                  # buffers that are kept for the next one who gathers something to send
     OWED_MAX = 4096             # what OpenSSL may say of itself to a peer that takes nothing
 
 
@@ -39,7 +40,7 @@ cdef class Hub:
     cdef bytearray store                # owns the bytes that `base` points into; never resized
     cdef uint8_t* base                  # first byte behind the headroom
     cdef bytearray inbox_store          # likewise, of `inbox`
-    cdef uint8_t* inbox                 # read_bytes long: what is cut into frames here while others read
+    cdef uint8_t* inbox                 # bulk_bytes long: what is cut into frames here while others read
     cdef size_t read_bytes              # size of one read, and the most that a leg is left with
     cdef size_t bulk_bytes              # of one read while its receiver has room
     cdef size_t turn_bytes              # of a transport
@@ -49,6 +50,9 @@ cdef class Hub:
     cdef int epoll_fd                   # -1: closed
     cdef list seats                     # by descriptor: its Stream, or None
     cdef list corked                    # streams that have gathered something to send
+    cdef uint8_t* spares[SPARES]        # malloc'd, spares_n of them, spare_bytes long: to be gathered in
+    cdef size_t spare_bytes[SPARES]
+    cdef unsigned spares_n
     cdef bint is_awake                  # in `wake`, at whose end they send it
     cdef unsigned handshakes            # that went on in this wake
     cdef uint32_t seatings              # how many there were: tells a stream from its predecessor on a descriptor
@@ -63,6 +67,8 @@ cdef class Hub:
     cdef int tell(self, Stream stream, uint32_t events) except -1
     cdef int report(self, Stream stream, error) except -1
     cdef int cork(self, Stream stream) except -1
+    cdef uint8_t* take_spare(self, size_t* room) noexcept
+    cdef void give_spare(self, uint8_t* p, size_t room) noexcept
 
 
 cdef class Stream:

@@ -78,6 +78,11 @@ cdef class Hub:
     def __cinit__(self):
         self.epoll_fd = -1
 
+    def __dealloc__(self):
+        while self.spares_n:
+            self.spares_n -= 1
+            free(self.spares[self.spares_n])
+
     def __init__(self, loop, TimerWheel wheel not None, *, size_t read_bytes, size_t bulk_bytes, size_t turn_bytes,
                  double look_s, counters=None):
         self.counters = memoryview(bytearray(sizeof(int64_t) * COUNTERS)).cast("q") if counters is None else counters
@@ -90,7 +95,7 @@ cdef class Hub:
         self.store = bytearray(HEADROOM + bulk_bytes)
         self.view = memoryview(self.store)[HEADROOM:HEADROOM + read_bytes]
         self.base = <uint8_t*>PyByteArray_AS_STRING(self.store) + HEADROOM
-        self.inbox_store = bytearray(read_bytes)
+        self.inbox_store = bytearray(bulk_bytes)
         self.inbox = <uint8_t*>PyByteArray_AS_STRING(self.inbox_store)
         self.read_bytes = read_bytes
         self.bulk_bytes = bulk_bytes
@@ -143,6 +148,24 @@ cdef class Hub:
         if not self.is_awake and len(self.corked) == 1:
             self.loop.call_soon(self.uncork)
         return 0
+
+    cdef uint8_t* take_spare(self, size_t* room) noexcept:
+        """A buffer that somebody has used before, now the caller's, and how long it is; or NULL and 0."""
+        if self.spares_n == 0:
+            room[0] = 0
+            return NULL
+        self.spares_n -= 1
+        room[0] = self.spare_bytes[self.spares_n]
+        return self.spares[self.spares_n]
+
+    cdef void give_spare(self, uint8_t* p, size_t room) noexcept:
+        """The caller does without it from now on."""
+        if self.spares_n == SPARES:
+            free(p)
+            return
+        self.spares[self.spares_n] = p
+        self.spare_bytes[self.spares_n] = room
+        self.spares_n += 1
 
     def uncork(self):
         """Called by the loop when something was gathered outside of `wake`."""
