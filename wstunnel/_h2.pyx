@@ -623,6 +623,7 @@ cdef class H2Wire(Stream):
         self.charge(COST_RESET, "streams that had to be reset")
 
     cdef int fault(self, uint32_t code, str text) except -1:
+        self.pass_run()         # it came before the fault
         if not (self.is_lost or self.is_closing):
             self.owner.fault(code, text)
         return 0
