@@ -20,7 +20,7 @@ __all__ = ["Fields", "has_own_key", "request_of", "response_fields"]
 Fields = Sequence[tuple[bytes, bytes]]
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_VALUE = re.compile(rb"[\x20-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?|")
+_VALUE = re.compile(rb"[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?|")
 _METHOD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PATH = re.compile(r"/[\x21\x22\x24-\x7e]*")  # all that is printable, but a fragment
 _LENGTH = re.compile(r"[0-9]{1,18}")
