@@ -112,7 +112,7 @@ class H2Exchange:
         self._connection = connection
         self.request = request
         self._has_own_key = has_own_key
-        self._is_body_whole = is_whole
+        self._is_body_whole = is_whole or request.body_bytes == 0  # the stream of a handshake goes on
         self._body = bytearray()
         self._body_bytes = 0  # that have come
         self._unread_bytes = 0  # of the window of its stream and its connection, as h2 counts it

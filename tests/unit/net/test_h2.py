@@ -515,7 +515,7 @@ def test_padding_counts_for_windows_and_is_no_body(run: Run):
     run(main())
 
 
-@pytest.mark.parametrize(("length", "sent"), [(5, b"hi"), (5, b"hello, you"), (0, b"x")])
+@pytest.mark.parametrize(("length", "sent"), [(5, b"hi"), (5, b"hello, you")])
 def test_a_body_of_another_length_than_announced_harms_its_stream_alone(run: Run, length: int, sent: bytes):
     """h2 would end the connection. The backend never gets more than was announced to it."""
     heard = []
@@ -863,6 +863,22 @@ def test_a_handshake_is_taken_over(run: Run):
             assert (await stream.answer()).reset_code == ErrorCodes.INTERNAL_ERROR
             assert server.closed == [], "a tunnel is its relay's"
             assert server.ended == [None]
+
+    run(main())
+
+
+@pytest.mark.parametrize("length", [None, 0])
+def test_who_asks_for_the_body_of_a_request_without_one_does_not_wait(run: Run, length: int | None):
+    """As SCGI and FastCGI do: lighttpd waits for ever for the end of a handshake's stream."""
+
+    async def main() -> None:
+        async with serving(collect) as server, server.client() as client:
+            if length is None:
+                stream = client.shake()
+            else:
+                stream = client.ask("/", ("content-length", "0"), method="POST", is_whole=False)
+            got = await stream.answer()
+            assert (got.status, bytes(got.body)) == (200, b"")
 
     run(main())
 
