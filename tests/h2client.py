@@ -82,7 +82,8 @@ class H2Stream:
             self.client.push()
 
     def reset(self) -> None:
-        self.client.h2.reset_stream(self.id, ErrorCodes.CANCEL)
+        self.reset_code = ErrorCodes.CANCEL
+        self.client.h2.reset_stream(self.id, self.reset_code)
         self.client.push()
 
     def take(self) -> None:
@@ -270,6 +271,7 @@ class H2WebSocket:
         self.stream = stream
         self.protocol = Protocol(Side.CLIENT, max_size=None)
         self._frames: deque[Frame] = deque()
+        self._is_at_eof = False
         early = bytes(stream.body)
         stream.body.clear()
         stream.on_data = self._heed
@@ -285,7 +287,8 @@ class H2WebSocket:
     def _heed(self, data: bytes) -> None:
         if data:
             self.protocol.receive_data(data)
-        elif not self.protocol.eof_sent or self.protocol.close_rcvd is None:
+        elif not self._is_at_eof:
+            self._is_at_eof = True
             self.protocol.receive_eof()
         for frame in self.protocol.events_received():
             assert isinstance(frame, Frame)
@@ -306,6 +309,8 @@ class H2WebSocket:
                 raise ConnectionClosedError(self.protocol.close_rcvd, self.protocol.close_sent)
             frame = self._frames.popleft()
             if frame.opcode is Opcode.CLOSE:
+                await self._push()
+                await self.stream.answer()
                 raise self.protocol.close_exc
             if frame.opcode in opcodes:
                 return frame
@@ -339,8 +344,6 @@ class H2WebSocket:
         await self._push()
         with contextlib.suppress(ConnectionClosed):
             await self._next()
-        await self._push()
-        await self.stream.answer()
 
     def drop(self) -> None:
         """Leave without a word."""

@@ -1,4 +1,6 @@
-"""One table for every gateway: what docs/gateways.md shows runs as it stands there, and does the same everywhere."""
+"""One table for every gateway and wire: what docs/gateways.md shows runs as it stands there, and does the same
+everywhere. Over HTTP/2 no program notices that it is not asked over HTTP/1.1.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Close
 
 from tests.conftest import Run
+from tests.h2client import H2Stream, H2WebSocket, connected
 from tests.system.test_cgi import DEADLINE_S, MIB, Answer, Client, until
 from tests.system.test_control import ROOT, Service
 from tests.system.test_scgi_fastcgi import needs_perl
+from tests.wire.tls import client_context, issued, pem
+from wstunnel import TcpAddress
 
 FRAMED = ("tunnel", "stdio")
 """Gateways that end the WebSocket themselves."""
@@ -28,6 +35,9 @@ ASKED = [pytest.param(kind, marks=needs_perl if kind == "fastcgi" else ()) for k
 PAGE = (ROOT / "docs" / "gateways.md").read_text(encoding="utf-8")
 SHARED = "Frames for cgi and scgi"
 GOODBYE = "a client has left"
+Wire = Literal["h1", "h2c", "h2"]
+WIRES: tuple[Wire, ...] = ("h1", "h2c", "h2")
+"""In the clear, in the clear with prior knowledge, and over TLS with ALPN."""
 
 
 def examples() -> dict[str, dict[str, str]]:
@@ -40,33 +50,96 @@ def examples() -> dict[str, dict[str, str]]:
     return found
 
 
-class Example:
-    """An example of the page, run by `python -m wstunnel`."""
+class Socket(H2WebSocket):
+    """As websockets' client, as far as the table needs it."""
 
-    def __init__(self, gateway: str, folder: Path, service: Service) -> None:
-        self.gateway, self.folder, self._service = gateway, folder, service
+    async def ping(self, data: bytes) -> Awaitable[None]:
+        return self.pinged(data)
+
+
+class OneSocket:
+    """The same face of both clients."""
+
+    def __init__(self, websocket: ClientConnection | Socket) -> None:
+        self._websocket = websocket
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._websocket, name)
+
+    @property
+    def close_rcvd(self) -> Close | None:
+        return self._websocket.protocol.close_rcvd
+
+    def leave(self) -> None:
+        """Without a word."""
+        if isinstance(self._websocket, Socket):
+            self._websocket.drop()
+        else:
+            self._websocket.transport.abort()
+
+
+class Example:
+    """An example of the page, run by `python -m wstunnel`, and asked over one wire."""
+
+    def __init__(self, gateway: str, folder: Path, addresses: dict[Wire, TcpAddress]) -> None:
+        self.gateway, self.folder, self._addresses = gateway, folder, addresses
+        self.wire: Wire = "h1"
 
     @property
     def is_framed(self) -> bool:
         return self.gateway in FRAMED
 
     @contextlib.asynccontextmanager
-    async def client(self, *, is_binary: bool = False) -> AsyncIterator[ClientConnection]:
+    async def client(self, *, is_binary: bool = False) -> AsyncIterator[OneSocket]:
         """A WebSocket; the program notices its end, in whatever way that comes."""
         before = self.goodbyes()
         async with self.websocket(is_binary=is_binary) as websocket:
             yield websocket
         await until(lambda: self.goodbyes() == before + 1)
 
-    def websocket(self, *, is_binary: bool = False) -> connect:
+    @contextlib.asynccontextmanager
+    async def websocket(self, *, is_binary: bool = False) -> AsyncIterator[OneSocket]:
         """A client; where frames are ours it says what it wants to get."""
         wanted = ["binary"] if self.is_framed and is_binary else None
-        return connect(
-            f"ws://{self._service.address}/echo", proxy=None, compression=None, max_size=None, subprotocols=wanted
-        )
+        if self.wire == "h1":
+            address = self._addresses["h1"]
+            async with connect(
+                f"ws://{address}/echo", proxy=None, compression=None, max_size=None, subprotocols=wanted
+            ) as websocket:
+                yield OneSocket(websocket)
+            return
+        fields = (("sec-websocket-protocol", "binary"),) if wanted else ()
+        async with self.connected() as client:
+            await client.settled()
+            stream = await client.shake("/echo", *fields).head()
+            assert stream.status == 200, bytes(stream.body)
+            assert not {"upgrade", "connection", "sec-websocket-accept"} & set(stream.fields)
+            socket = Socket(stream)
+            yield OneSocket(socket)
+            if not stream.is_over:
+                await socket.close()
+            assert client.goaway_codes == []
 
-    async def ask(self, path: str, method: str = "GET", body: bytes | None = None) -> Answer:
-        address = self._service.address
+    def connected(self, **how: Any) -> Any:
+        """A connection of HTTP/2."""
+        address = self._addresses[self.wire]
+        if self.wire == "h2":
+            context = client_context()
+            context.set_alpn_protocols(["h2"])
+            how |= {"ssl": context, "server_hostname": "localhost", "scheme": "https"}
+        return connected(host=address.host, port=address.port, **how)
+
+    async def ask(self, path: str, method: str = "GET", body: bytes | None = None) -> Answer | H2Answer:
+        if self.wire != "h1":
+            async with self.connected() as client:
+                fields = () if body is None else (("content-length", str(len(body))),)
+                stream = client.ask(path, *fields, method=method, is_whole=body is None)
+                if body is not None:
+                    await stream.send(body)
+                await stream.answer()
+                assert client.goaway_codes == []
+                return H2Answer(stream)
+        address = self._addresses["h1"]
         client = Client(*await asyncio.open_connection(address.host, address.port))
         try:
             return await client.ask(path, method=method, body=body)
@@ -92,9 +165,32 @@ class Example:
         assert killed, "no program was found"
 
 
+def address_of(service: Service) -> TcpAddress:
+    """The next one that it says it listens at."""
+    assert service.process.stdout is not None
+    found = re.search(r"127\.0\.0\.1:([0-9]+)/", service.process.stdout.readline())
+    assert found, service.log()
+    return TcpAddress("127.0.0.1", int(found[1]))
+
+
+class H2Answer:
+    """As `Answer`."""
+
+    def __init__(self, stream: H2Stream) -> None:
+        self.status, self.fields, self.body = stream.status, stream.fields, bytes(stream.body)
+        self.is_whole = stream.is_whole
+
+
+@pytest.fixture(params=WIRES)
+def example(service: Example, request: pytest.FixtureRequest) -> Example:
+    """The example of each gateway, over each wire in turn."""
+    service.wire = request.param
+    return service
+
+
 @pytest.fixture(scope="module", params=[*FRAMED, *ASKED])
-def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
-    """The example of each gateway in turn, with our interpreter and a free port."""
+def service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
+    """The example of each gateway in turn, with our interpreter and free ports."""
     gateway, folder = request.param, tmp_path_factory.mktemp(request.param)
     files = examples()[gateway]
     if gateway in ("cgi", "scgi"):
@@ -105,8 +201,22 @@ def example(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     config = (folder / "wstunnel.toml").read_text()
     assert 'listen = ["127.0.0.1:8081"]\n' in config
     config = config.replace("127.0.0.1:8081", "127.0.0.1:0", 1)
-    with Service(folder, f'allow-unsafe-places = true\nlog-file = "log"\n{config}') as service:
-        yield Example(gateway, folder, service)
+    chain, key = pem(issued("localhost"))
+    (folder / "cert.pem").write_bytes(chain)
+    (folder / "key.pem").touch(0o600)
+    (folder / "key.pem").write_bytes(key)
+    more = f"""
+        [[listener]]
+        listen = "127.0.0.1:0"
+        h2c = true
+
+        [[listener]]
+        listen = "127.0.0.1:0"
+        tls-cert = "{folder}/cert.pem"
+        tls-key = "{folder}/key.pem"
+        """
+    with Service(folder, f'allow-unsafe-places = true\nlog-file = "log"\n{config}{more}') as service:
+        yield Example(gateway, folder, {"h1": service.address, "h2c": address_of(service), "h2": address_of(service)})
         service.process.terminate()
         assert service.ended() == 0
     assert "Traceback" not in (folder / "log").read_text()
@@ -117,7 +227,7 @@ def run() -> Run:
     return Run("uvloop")
 
 
-async def echoed(websocket: ClientConnection, message: str | bytes, *, is_whole: bool) -> None:
+async def echoed(websocket: OneSocket, message: str | bytes, *, is_whole: bool) -> None:
     """`message` comes back with its type, and as one message if `is_whole`."""
     async with asyncio.timeout(DEADLINE_S):
         await websocket.send(message)
@@ -167,10 +277,10 @@ def test_a_clients_close_is_answered_with_its_code(run: Run, example: Example, c
         async with example.client() as websocket:
             await echoed(websocket, "hello", is_whole=True)
             await websocket.close(code, reason)
-            assert websocket.protocol.close_rcvd is not None
-            assert websocket.protocol.close_rcvd.code == code
+            assert websocket.close_rcvd is not None
+            assert websocket.close_rcvd.code == code
             if not example.is_framed:
-                assert websocket.protocol.close_rcvd.reason == reason
+                assert websocket.close_rcvd.reason == reason
 
     run(story())
 
@@ -181,7 +291,7 @@ def test_a_client_that_goes_without_a_word_is_noticed_by_the_program(run: Run, e
         async with example.client() as websocket:
             await echoed(websocket, "hello", is_whole=True)
             assert example.goodbyes() == goodbyes
-            websocket.transport.abort()
+            websocket.leave()
 
     run(story())
 
@@ -204,7 +314,7 @@ def test_a_program_that_is_killed_ends_its_client_and_the_next_one_is_served(run
 # --- requests
 
 
-asked = pytest.mark.parametrize("example", ASKED, indirect=True, scope="module")
+asked = pytest.mark.parametrize("service", ASKED, indirect=True, scope="module")
 
 
 @asked
