@@ -136,6 +136,9 @@ def _split(fields: Fields) -> tuple[dict[str, str], list[tuple[str, str]]]:
         if name in _OF_CONNECTION or (name == b"te" and value != b"trailers"):
             raise PeerError(f'"{safe(name)}: {safe(value)}" has no meaning in HTTP/2')
         headers.append((name.decode("ascii"), text))
+    cookies = [value for name, value in headers if name == "cookie"]
+    if len(cookies) > 1:  # one for those who speak HTTP/1.1 (§8.2.3)
+        headers = [field for field in headers if field[0] != "cookie"] + [("cookie", "; ".join(cookies))]
     return pseudo, headers
 
 

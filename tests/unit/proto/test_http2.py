@@ -46,7 +46,7 @@ def refusal(fields: Fields, **how: Any) -> PeerError:
 
 
 def test_a_request_holds_everything_that_its_fields_say():
-    fields = said(GET, (b"x-two", b"b \t c"), (b"cookie", b"a=1"), (b"cookie", b"b=2"), path=b"/caf%C3%A9/./x?q=%20&y?")
+    fields = said(GET, (b"x-two", b"b \t c"), path=b"/caf%C3%A9/./x?q=%20&y?")
 
     assert read(fields) == Request(
         method="GET",
@@ -54,7 +54,7 @@ def test_a_request_holds_everything_that_its_fields_say():
         path="/café/x",
         query="q=%20&y?",
         host="a.example:81",
-        headers=(("host", "a.example:81"), ("x-two", "b \t c"), ("cookie", "a=1"), ("cookie", "b=2")),
+        headers=(("host", "a.example:81"), ("x-two", "b \t c")),
         peer="192.0.2.7:4711",
         local="192.0.2.1:443",
         scheme="https",
@@ -63,6 +63,13 @@ def test_a_request_holds_everything_that_its_fields_say():
         version="HTTP/2",
         client_subject="CN=somebody",
     )
+
+
+def test_cookies_are_one_field_again():
+    """For whoever speaks HTTP/1.1: RFC 9113 §8.2.3. Browsers send one field for each."""
+    request = read(said(GET, (b"cookie", b"a=1"), (b"x", b"y"), (b"cookie", b"b=2; c=3"), (b"cookie", b"d=4")))
+    assert request.headers == (("host", "a.example:81"), ("x", "y"), ("cookie", "a=1; b=2; c=3; d=4"))
+    assert read(said(GET, (b"cookie", b"a=1"), (b"x", b"y"))).headers[1:] == (("cookie", "a=1"), ("x", "y"))
 
 
 def test_the_scheme_is_that_of_the_connection_whatever_the_client_says():
