@@ -48,6 +48,7 @@ __all__ = ["H2Connection", "H2Exchange"]
 
 _log = logging.getLogger("wstunnel")
 _BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+_GOOD = 2  # the first digit of a good status
 _TEXT = ("Content-Type", "text/plain")
 _LAST_ID = 2**31 - 1
 _WINDOW_MAX = 2**31 - 1
@@ -252,6 +253,8 @@ class H2Exchange:
         self._is_started = True
 
     def _head(self, status: int, headers: Headers | bytes, length: int | None, *, is_last: bool = False) -> None:
+        if self.request.wants_websocket and status // 100 == _GOOD:
+            status = HTTPStatus.BAD_REQUEST  # a good one would open the tunnel: RFC 9110 §9.3.6
         fields = list(response_fields(status, headers))
         if status not in _BODILESS and length is not None:
             fields.append((b"content-length", b"%d" % length))

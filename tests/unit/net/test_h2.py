@@ -877,8 +877,7 @@ def test_who_asks_for_the_body_of_a_request_without_one_does_not_wait(run: Run, 
                 stream = client.shake()
             else:
                 stream = client.ask("/", ("content-length", "0"), method="POST", is_whole=False)
-            got = await stream.answer()
-            assert (got.status, bytes(got.body)) == (200, b"")
+            assert (await stream.answer()).is_whole
 
     run(main())
 
@@ -936,6 +935,22 @@ def test_a_refused_handshake_is_answered_as_over_http1_without_upgrade(run: Run)
             assert got.status == 400
             assert got.fields["sec-websocket-version"] == "13"
             assert "upgrade" not in got.fields
+
+    run(main())
+
+
+@pytest.mark.parametrize("status", [200, 204, 299])
+def test_an_answer_that_would_open_a_tunnel_where_there_is_none_has_another_status(run: Run, status: int):
+    """Over HTTP/1.1, 200 refuses a handshake; to CONNECT it says that it was agreed to (RFC 9110 §9.3.6)."""
+
+    async def page(exchange: Exchange) -> None:
+        await exchange.respond(status, (("Content-Type", "text/plain"),), b"a page")
+
+    async def main() -> None:
+        async with serving(page) as server, server.client() as client:
+            got = await client.shake().answer()
+            assert (got.status, bytes(got.body), got.fields["content-type"]) == (400, b"a page", "text/plain")
+            assert (await client.ask(method="HEAD").answer()).status == status
 
     run(main())
 
