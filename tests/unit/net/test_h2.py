@@ -1031,6 +1031,18 @@ def test_an_idle_connection_ends_with_goaway(run: Run):
     run(main())
 
 
+def test_a_connection_that_has_had_a_request_may_be_idle_for_longer(run: Run):
+    async def main() -> None:
+        head_s = 1.0
+        async with serving(hello, limits_of(head_timeout_s=head_s)) as server, server.client() as client:
+            assert (await client.ask().answer()).status == 200
+            begun_s = server.loop.time()
+            await eventually(lambda: server.loop.time() > begun_s + head_s + SHORT_S, "time passes")
+            assert (await client.ask().answer()).status == 200
+
+    run(main())
+
+
 def test_a_connection_without_a_request_ends(run: Run):
     async def main() -> None:
         async with serving(hello, limits_of(head_timeout_s=SHORT_S)) as server, server.client() as client:
