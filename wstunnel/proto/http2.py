@@ -144,11 +144,10 @@ def _split(fields: Fields) -> tuple[dict[str, str], list[tuple[str, str]]]:
 
 def _host(authority: str | None, headers: list[tuple[str, str]]) -> str:
     """What the request is for. raises PeerError(400) where that is not said, or in two ways (RFC 9113 §8.3.1)"""
-    said = {value for name, value in headers if name == "host"}
-    if authority is not None:
-        said.add(authority)
-    if len(said) != 1:
-        raise PeerError(f"a request has one host, this one has {len(said)}")
+    hosts = [value for name, value in headers if name == "host"]
+    said = {*hosts} if authority is None else {authority, *hosts}
+    if len(said) != 1 or len(hosts) > 1:
+        raise PeerError(f"a request has one host, this one has {max(len(said), len(hosts))}")
     host = said.pop()
     check_authority(host)
     return host
