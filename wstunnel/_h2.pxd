@@ -68,6 +68,7 @@ cdef class H2Wire(Stream):
     cdef double credit_max
     cdef double credit_per_s
     cdef double credit_s
+    cdef double settled_s
     cdef double free            # frames that may be about what the client was sent
 
     cdef int parse(self, uint8_t* p, size_t n) except -1
@@ -110,6 +111,7 @@ cdef class H2Leg(_ClientLeg):
     cdef bint is_waiting        # in `wire.waiting`
     cdef bint is_reset_sent
     cdef bint is_answered
+    cdef double opened_s
     cdef bint has_peer_moved    # at the last look
     cdef int64_t window         # what may be sent
     cdef int64_t client_window  # what the client may send

@@ -39,6 +39,7 @@ class H2Wire:
         turn_frames: int,
         credit: float,
         credit_per_s: float,
+        settled_s: float,
     ) -> None: ...
     @property
     def block_age_s(self) -> float: ...

@@ -77,11 +77,11 @@ cdef enum:
 
 # What limits.H2Limits speaks of. Credit is spent on what is costly here, and comes back with answers and time.
 cdef double COST_FRAME = 1.0    # one that says nothing
-cdef double COST_LATE = 0.1     # DATA of a stream that is over: it may have been on its way
+cdef double COST_LATE = 0.1     # DATA or reset of a stream that is over: it may have been on its way
 cdef double COST_SETTINGS = 10.0
 cdef double COST_CONTINUATION = 10.0
-cdef double COST_RESET = 2.0    # of a stream that was opened, and has no answer
-cdef double WORTH_ANSWER = 1.0
+cdef double COST_RESET = 2.0    # of a stream that was opened for nothing
+cdef double WORTH_ANSWER = 1.0  # to a plain request
 # Frames that cost next to nothing here, and that clients send about what they are sent: they are free for as long as
 # there is something that they may be about. Beyond that each is a COST_FRAME.
 cdef double FREE_PER_FRAME = 2.0    # DATA: the client may open both windows for each
@@ -108,10 +108,11 @@ cdef class H2Wire(Stream):
             block_max      longest header block, as it is sent
             turn_frames    control frames that are served before others have their turn
             credit, credit_per_s   budget of odd events, and how it grows with time
+            settled_s      a tunnel that was open for so long may be reset for nothing though nobody used it
     """
 
     def __init__(self, Hub hub not None, int fd, owner, *, int64_t stream_window, size_t frame_max, size_t block_max,
-                 unsigned turn_frames, double credit, double credit_per_s):
+                 unsigned turn_frames, double credit, double credit_per_s, double settled_s):
         self.hub = hub
         self.fd = fd
         self.owner = owner
@@ -125,6 +126,7 @@ cdef class H2Wire(Stream):
         self.turn_frames = turn_frames
         self.credit = self.credit_max = credit
         self.credit_per_s = credit_per_s
+        self.settled_s = settled_s
         self.credit_s = hub.now_s
         self.frame = bytearray()
 
@@ -171,6 +173,7 @@ cdef class H2Wire(Stream):
         leg.stream_id = stream_id
         leg.owner = owner
         leg.is_tunnel = is_tunnel
+        leg.opened_s = self.hub.now_s
         leg.window = self.first_window
         leg.client_window = self.stream_window
         self.legs[stream_id] = leg
@@ -604,18 +607,21 @@ cdef class H2Wire(Stream):
         return self.charge(COST_FRAME, what)
 
     cdef int charge_reset(self) except -1:
-        """The client resets a stream. One that has its answer was worth it. source  CVE-2023-44487"""
+        """The client resets a stream, for nothing if that was answered and used. source  CVE-2023-44487"""
+        cdef H2Leg leg
         found = self.legs.get(self.stream_id)
         if found is None:
-            return self.charge(COST_FRAME, "resets of streams that are over")
-        if not (<H2Leg>found).is_answered:
-            return self.charge(COST_RESET, "streams that were opened and reset")
-        return 0
+            return self.charge(COST_LATE, "resets of streams that are over")
+        leg = <H2Leg>found
+        if leg.is_answered and (leg.pushed or self.hub.now_s - leg.opened_s >= self.settled_s):
+            return 0
+        return self.charge(COST_RESET, "streams that were opened and reset")
 
     def note_answer(self, H2Leg leg not None):
         """A stream has its answer, or its tunnel."""
         leg.is_answered = True
-        self.credit = min(self.credit_max, self.credit + WORTH_ANSWER)
+        if not leg.is_tunnel:
+            self.credit = min(self.credit_max, self.credit + WORTH_ANSWER)
         self.free += FREE_PER_ANSWER
 
     def note_reset(self):

@@ -337,6 +337,25 @@ def test_a_tunnel_whose_backend_does_not_read_gets_one_window_and_no_more(run: R
     run(story())
 
 
+@pytest.mark.parametrize(("settled_s", "goaway"), [(60.0, ENHANCE_YOUR_CALM), (0.0, None)])
+def test_tunnels_that_are_opened_and_reset_unused_are_abuse_unless_they_lasted(
+    run: Run, place: Place, settled_s: float, goaway: int | None
+):
+    async def story():
+        limits = H2Limits(odd_events_per_s=0.0, settled_s=settled_s)
+        async with place(h2=limits) as on, await on.enemy() as client:
+            for _ in range(300):
+                stream_id = client.new_id()
+                await client.send(client.connect(stream_id))
+                await eventually(lambda: stream_id in client.statuses or client.ended.is_set(), "an answer")  # noqa: B023
+                await client.send(reset(stream_id))
+            await client.send(client.get(client.new_id()))
+            await eventually(lambda: client.statuses.get(601) == 200 or client.ended.is_set(), "an answer or the end")
+            assert client.goaway == goaway
+
+    run(story())
+
+
 # --- the innocent. Time gives nothing back to them here, so that a fast machine is as good as a slow one.
 
 STRICT = H2Limits(odd_events_per_s=0.0)

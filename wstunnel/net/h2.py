@@ -505,6 +505,7 @@ class H2Connection:
             turn_frames=limits.h2.turn_frames,
             credit=limits.h2.odd_events + limits.h2.odd_events_per_stream * max_streams,
             credit_per_s=limits.h2.odd_events_per_s,
+            settled_s=limits.h2.settled_s,
         )
 
     def start(self, before: PlainTransport | Handshake | None = None, said: bytes = b"") -> None:
