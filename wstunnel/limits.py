@@ -99,10 +99,11 @@ class H2Limits:
     turn_frames: int = 8
     """Requests and other control frames that a connection has served before others have their turn."""
     odd_events: float = 200.0
-    """The budget of a connection for what costs us and says nothing. A stream that is reset without an answer is 2, and so
-    is one that we must reset for the client's fault; SETTINGS, GOAWAY and CONTINUATION are 10; trailers, and DATA that
-    is empty or only padding, are 1; DATA and the reset of a stream that is over are 0.1. PING, WINDOW_UPDATE, PRIORITY
-    and unknown frames are free, two for each DATA frame and three for each answer that were sent, and 1 beyond that."""
+    """The budget of a connection for what costs us and says nothing. A stream that is reset without an answer is 2, and
+    so is one that we must reset for the client's fault; SETTINGS, GOAWAY and CONTINUATION are 10; trailers, and DATA
+    that is empty or only padding, are 1; DATA and the reset of a stream that is over are 0.1. PING, WINDOW_UPDATE,
+    PRIORITY and unknown frames are free, two for each DATA frame and three for each answer that were sent, and 1 beyond
+    that."""
     odd_events_per_stream: float = 2.0
     """What each stream that the client may have adds to it: a proxy may lose patience with all of them at once."""
     odd_events_per_s: float = 20.0

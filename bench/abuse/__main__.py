@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import multiprocessing
 import os
 import socket
@@ -18,7 +19,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -46,6 +46,7 @@ close-timeout = 0.5
 """
 _HEAD = struct.pack(">BBI", 0x82, 0x80 | _MESSAGE_BYTES, 0)
 _LARGE_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -174,20 +175,26 @@ def _client(told: Connection, port: int) -> None:
     sock.close()
 
 
-def _echo(path: str) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while piece := await reader.read(1 << 16):
+def _serve(echoing: str, silent: str) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(_READ_BYTES):
                 writer.write(piece)
                 await writer.drain()
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
+        writer.close()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(_READ_BYTES):
+                pass
+        writer.close()
 
     async def forever() -> None:
-        async with await asyncio.start_unix_server(serve, path) as server:
-            await server.serve_forever()
+        async with (
+            await asyncio.start_unix_server(listen, silent),
+            await asyncio.start_unix_server(echo, echoing) as on,
+        ):
+            await on.serve_forever()
 
     asyncio.run(forever())
 
@@ -202,7 +209,7 @@ def spent_by(server: Process) -> float:
     return cpu_s(server.tree(but=""))
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(folder: str, cpus: Cpus) -> Iterator[tuple[Process, int]]:
     """A server with a tunnel's route and files, and its port."""
     site = os.path.join(folder, "site")
@@ -213,22 +220,18 @@ def serving(folder: str, cpus: Cpus) -> Iterator[tuple[Process, int]]:
     echoing, silent = os.path.join(folder, "e.sock"), os.path.join(folder, "s.sock")
     with open(config := os.path.join(folder, "wstunnel.toml"), "w", encoding="ascii") as file:
         file.write(_CONFIG.format(echoing=echoing, silent=silent, site=site, port=(port := free_port())))
-    backend = multiprocessing.Process(target=_echo, args=(echoing,), daemon=True)
+    backend = multiprocessing.Process(target=_serve, args=(echoing, silent), daemon=True)
     backend.start()
-    with socket.socket(socket.AF_UNIX) as mute:
-        mute.bind(silent)
-        mute.listen()
-        server = Process(
-            [sys.executable, "-m", "wstunnel", "-f", config], cpu=cpus.server, log=os.path.join(folder, "log"), cwd=ROOT
-        )
-        try:
-            if not server.listens_within(port):
-                raise SystemExit(f"wstunnel does not start: {server.how_it_ended()}")
-            yield server, port
-        finally:
-            server.stop()
-            backend.terminate()
-            backend.join()
+    command = [sys.executable, "-m", "wstunnel", "-f", config]
+    server = Process(command, cpu=cpus.server, log=os.path.join(folder, "log"), cwd=ROOT)
+    try:
+        if not server.listens_within(port):
+            raise SystemExit(f"wstunnel does not start: {server.how_it_ended()}")
+        yield server, port
+    finally:
+        server.stop()
+        backend.terminate()
+        backend.join()
 
 
 if __name__ == "__main__":
