@@ -934,6 +934,9 @@ cdef class H2Leg(_ClientLeg):
             return 0            # by the tunnel's end, to which the dropped queue has led
         self.is_closed = True
         self.is_read_ended = True
+        if self.is_waiting and wire is not None:
+            self.is_waiting = False
+            wire.waiting.remove(self)   # as many wait as there are streams, and the connection may never have room
         self.wire = None
         self.early = None
         owner, self.owner = self.owner, None

@@ -28,6 +28,7 @@ from wstunnel.limits import FileLimits, H2Limits, HeadLimits, Limits
 
 PROTOCOL_ERROR, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, ENHANCE_YOUR_CALM = 1, 3, 6, 11
 
+FIRST_WINDOW = 65535
 MOST = 100_000
 """Pieces of an attack that are never all taken."""
 
@@ -215,14 +216,15 @@ def test_a_header_block_that_never_ends_ends_the_connection_though_it_has_a_tunn
     run(story())
 
 
-def test_a_small_block_for_a_large_list_ends_the_connection(run: Run, place: Place):
+@pytest.mark.parametrize("times", [15, 4000])
+def test_a_small_block_for_a_large_list_ends_the_connection(run: Run, place: Place, times: int):
     """The HPACK bomb: one field of 3,000 bytes is remembered, and named again by a byte each."""
 
     async def story():
         async with place() as on, await on.enemy() as enemy:
             await enemy.send(enemy.get(enemy.new_id(), more=BOMB))
             await eventually(lambda: 1 in enemy.statuses, "an answer to a large field")
-            bomb = enemy.get(enemy.new_id(), more=BOMB * 4000)
+            bomb = enemy.get(enemy.new_id(), more=BOMB * times)
             assert len(bomb) < 5000
             await enemy.send(bomb)
             await asyncio.wait_for(enemy.ended.wait(), DEADLINE_S)
@@ -288,6 +290,24 @@ def test_answers_that_are_reset_while_they_wait_for_a_window_leave_nobody_behind
             for stream_id in enemy.statuses:
                 await enemy.send(reset(stream_id))
             await eventually(lambda: len(asyncio.all_tasks()) <= tasks_before, "the end of every task")
+
+    run(story())
+
+
+def test_streams_that_were_reset_while_the_connection_has_no_window_are_forgotten(run: Run, place: Place):
+    async def story():
+        async with place() as on, await on.enemy() as enemy:
+            await enemy.send(settings((4, 1 << 20)))
+            await enemy.send(enemy.get(enemy.new_id(), "/large"))
+            await eventually(lambda: enemy.taken[1] == FIRST_WINDOW, "all of the connection's window")
+            for _ in range(100):
+                stream_id = enemy.new_id()
+                await enemy.send(enemy.get(stream_id, "/medium"))
+                await eventually(lambda: stream_id in enemy.statuses, "the head of an answer")  # noqa: B023
+                await enemy.send(reset(stream_id))
+            await enemy.send(enemy.get(enemy.new_id(), "/nowhere"))
+            await eventually(lambda: len(enemy.statuses) == 102, "an answer")
+            assert sum(isinstance(each, H2Leg) for each in gc.get_objects()) < 10
 
     run(story())
 

@@ -402,8 +402,9 @@ class H2Exchange:
                 self.leg.reset(ErrorCodes.INTERNAL_ERROR)
             return
         is_cancelled = isinstance(error, asyncio.CancelledError)
-        if isinstance(error, PeerError) and not self._is_started and not self.leg.is_over:
-            self.refuse(error.status, str(error), error.headers)
+        if isinstance(error, PeerError) and not self._is_started:
+            if not self.leg.is_over:
+                self.refuse(error.status, str(error), error.headers)
         elif error is not None and not is_cancelled:
             self._note(error)
         self._is_concluded = True
