@@ -119,6 +119,7 @@ cdef class H2Leg(_ClientLeg):
 
     cdef int arrive(self, uint8_t* p, size_t n) except -1
     cdef int give_back(self) except -1
+    cdef int give_up(self) except -1
     cdef int send_some(self) except -1
     cdef int emptied(self) except -1
     cdef int fall(self) except -1

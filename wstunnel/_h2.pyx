@@ -260,7 +260,7 @@ cdef class H2Wire(Stream):
         return self.rearm()
 
     cdef int end_input(self) except -1:
-        """The client says no more, on any stream; what it is owed is still sent."""
+        """The client says no more, on any stream; what it is owed is still sent, as far as the windows are open."""
         cdef H2Leg leg
         if self.is_shut:
             return self.lose(None)
@@ -268,6 +268,7 @@ cdef class H2Wire(Stream):
         self.rearm()
         for leg in list(self.legs.values()):
             leg.read_end()
+            leg.give_up()
         self.owner.eof()
         return 0
 
@@ -853,6 +854,14 @@ cdef class H2Leg(_ClientLeg):
         if self.window > 0:
             self.is_waiting = True
             wire.waiting.append(self)
+        return self.give_up()
+
+    cdef int give_up(self) except -1:
+        """A client that says no more opens no window any more: what waits for one waits in vain."""
+        cdef H2Wire wire = self.wire
+        if self.relay is None and wire is not None and wire.is_at_eof and self.queue_bytes:
+            if min(self.window, wire.window) <= 0:
+                return self.fall()
         return 0
 
     cdef int emptied(self) except -1:
@@ -901,6 +910,7 @@ cdef class H2Leg(_ClientLeg):
                 wire.waiting.append(self)
             if self.relay is not None:
                 self.relay.queue_filled(self)
+            self.give_up()
         return 0
 
     cdef int shut(self) except -1:

@@ -129,6 +129,10 @@ class Enemy(Requests):
         with contextlib.suppress(ConnectionError):
             await self._writer.drain()
 
+    def say_no_more(self) -> None:
+        """End our side, and listen on."""
+        self._writer.write_eof()
+
     async def flood(self, attack: Iterable[bytes], most: int) -> int:
         """Send an attack until the server says GOAWAY or is gone; how many pieces that took, `most` at most."""
         sent = 0

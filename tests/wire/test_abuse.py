@@ -312,6 +312,23 @@ def test_streams_that_were_reset_while_the_connection_has_no_window_are_forgotte
     run(story())
 
 
+@pytest.mark.parametrize(("window", "taken"), [(0, 0), (1000, 1000), (1 << 20, FIRST_WINDOW)])
+def test_answers_of_a_client_that_says_no_more_end_where_their_window_does(
+    run: Run, place: Place, window: int, taken: int
+):
+    async def story():
+        async with place() as on, await on.enemy() as enemy:
+            await enemy.send(settings((4, window)))
+            await enemy.send(enemy.get(enemy.new_id(), "/large"))
+            await enemy.send(enemy.get(enemy.new_id(), "/nowhere"))
+            enemy.say_no_more()
+            await asyncio.wait_for(enemy.ended.wait(), DEADLINE_S)
+            assert enemy.statuses == {1: 200, 3: 404}
+            assert enemy.taken[1] <= taken
+
+    run(story())
+
+
 def test_a_client_that_asks_on_and_never_reads_is_ended(run: Run, place: Place):
     async def story():
         async with place() as on:
