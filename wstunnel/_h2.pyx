@@ -338,6 +338,7 @@ cdef class H2Wire(Stream):
 
     def release(self, error):
         """Called by the loop, once."""
+        cdef H2Leg leg
         cdef int fd = self.fd
         if fd < 0:
             return
@@ -345,6 +346,8 @@ cdef class H2Wire(Stream):
         self.fd = -1
         owner, self.owner = self.owner, None
         self.legs.clear()
+        for leg in self.waiting:
+            leg.is_waiting = False
         self.waiting.clear()
         try:
             owner.lost(error)
@@ -806,7 +809,7 @@ cdef class H2Leg(_ClientLeg):
     def reset(self, uint32_t code):
         """Reset it, unless that is done; what waits is dropped."""
         cdef H2Wire wire = self.wire
-        if wire is not None and not self.is_reset_sent:
+        if wire is not None and not wire.is_lost and not self.is_reset_sent:
             self.is_reset_sent = True
             wire.owner.reset_stream(self.stream_id, code)
         self.close()
@@ -945,8 +948,8 @@ cdef class H2Leg(_ClientLeg):
         self.is_closed = True
         self.is_read_ended = True
         if self.is_waiting and wire is not None:
-            self.is_waiting = False
-            wire.waiting.remove(self)   # as many wait as there are streams, and the connection may never have room
+            self.is_waiting = False     # the connection may never have room again
+            wire.waiting.remove(self)
         self.wire = None
         self.early = None
         owner, self.owner = self.owner, None
