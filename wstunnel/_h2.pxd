@@ -25,7 +25,7 @@ cdef class H2Wire(Stream):
     cdef object owner           # net/h2.py's connection
     cdef dict legs              # stream id -> H2Leg, of every stream that is not over
     cdef object waiting         # deque of legs that have something to send and a window for it, in turn
-    cdef uint8_t* out           # malloc'd, or a spare of the hub, while something is gathered; out_bytes of out_room are used
+    cdef uint8_t* out           # out_bytes of out_room are used; malloc'd, or a spare of the hub, while there are any
     cdef size_t out_bytes
     cdef size_t out_room
     cdef bint is_corked         # in the hub's list
@@ -69,6 +69,7 @@ cdef class H2Wire(Stream):
     cdef double credit_per_s
     cdef double credit_s
     cdef double settled_s
+    cdef double leave_s         # what a client has to end a stream whose CLOSE it has sent, and had
     cdef double free            # frames that may be about what the client was sent
 
     cdef int parse(self, uint8_t* p, size_t n) except -1

@@ -40,6 +40,7 @@ class H2Wire:
         credit: float,
         credit_per_s: float,
         settled_s: float,
+        leave_s: float,
     ) -> None: ...
     @property
     def block_age_s(self) -> float: ...

@@ -85,6 +85,7 @@ cdef double WORTH_ANSWER = 1.0  # to a plain request
 # Frames that cost next to nothing here, and that clients send about what they are sent: they are free for as long as
 # there is something that they may be about. Beyond that each is a COST_FRAME.
 cdef double FREE_PER_FRAME = 2.0    # DATA: the client may open both windows for each
+cdef double FREE_MAX = 65536.0
 cdef double FREE_PER_ANSWER = 3.0   # Firefox opens the window of each request, others reorder them
 
 cdef int64_t WINDOW_MAX = 0x7FFFFFFF
@@ -112,7 +113,8 @@ cdef class H2Wire(Stream):
     """
 
     def __init__(self, Hub hub not None, int fd, owner, *, int64_t stream_window, size_t frame_max, size_t block_max,
-                 unsigned turn_frames, double credit, double credit_per_s, double settled_s):
+                 unsigned turn_frames, double credit, double credit_per_s, double settled_s,
+                 double leave_s):
         self.hub = hub
         self.fd = fd
         self.owner = owner
@@ -127,6 +129,7 @@ cdef class H2Wire(Stream):
         self.credit = self.credit_max = credit
         self.credit_per_s = credit_per_s
         self.settled_s = settled_s
+        self.leave_s = leave_s
         self.credit_s = hub.now_s
         self.frame = bytearray()
 
@@ -626,7 +629,7 @@ cdef class H2Wire(Stream):
         leg.is_answered = True
         if not leg.is_tunnel:
             self.credit = min(self.credit_max, self.credit + WORTH_ANSWER)
-        self.free += FREE_PER_ANSWER
+        self.free = min(self.free + FREE_PER_ANSWER, FREE_MAX)
 
     def note_reset(self):
         """The owner has reset a stream because of the client's fault. source  CVE-2025-8671"""
@@ -722,10 +725,8 @@ cdef class H2Wire(Stream):
             self.window -= m
             leg.window -= m
             sent += m
-            if sent < n and m < SHORT_BYTES:
-                self.free += FREE_PER_FRAME * m / SHORT_BYTES
-            else:
-                self.free += FREE_PER_FRAME
+            self.free += FREE_PER_FRAME * m / SHORT_BYTES if sent < n and m < SHORT_BYTES else FREE_PER_FRAME
+            self.free = min(self.free, FREE_MAX)
             if self.out_bytes >= OUT_BYTES:
                 self.spill()
         return sent
@@ -922,7 +923,16 @@ cdef class H2Leg(_ClientLeg):
             return 0
         self.is_shut = True
         self.wire.owner.end_stream(self.stream_id)
+        if self.relay is not None and self.relay.is_close_received and not self.is_read_ended:
+            self.hub.loop.call_later(self.wire.leave_s, self.leave_it)
         return 0
+
+    def leave_it(self):
+        """Called by the loop: both sides have said CLOSE, and the client, unlike a browser, does not end its own."""
+        if self.wire is not None and not self.is_read_ended:
+            self.is_reset_sent = True
+            self.wire.owner.reset_stream(self.stream_id, NO_ERROR)
+            self.read_end()
 
     cdef int close(self) except -1:
         """The stream is over for us: tell the client, if it does not know."""

@@ -9,7 +9,7 @@ cdef class Handshake(Stream):
 
     cdef object on_end                  # None: it has been called
     cdef readonly object protocol       # once it is done: what was agreed on by ALPN; "" where the client did not ask
-    cdef readonly object certificate    # the client's, verified, as `ssl.SSLSocket.getpeercert` has it; None: it has none
+    cdef readonly object certificate    # the client's, verified, as `SSLSocket.getpeercert` has it; None: it has none
     cdef double due_s
     cdef double within_s
     cdef size_t max_bytes

@@ -110,6 +110,8 @@ class H2Limits:
     """What time gives back; each answer to a plain request gives back 1 as well."""
     settled_s: float = 1.0
     """A tunnel through which nothing came to the client may be reset at no cost after this time."""
+    leave_s: float = 0.5
+    """A client whose CLOSE was answered may take so long to end its stream. Browsers do so at once, undici never."""
     goaway_s: float = 1.0
     """A client that is asked to leave may have streams on their way to us for so long."""
 

@@ -507,6 +507,7 @@ class H2Connection:
             credit=limits.h2.odd_events + limits.h2.odd_events_per_stream * max_streams,
             credit_per_s=limits.h2.odd_events_per_s,
             settled_s=limits.h2.settled_s,
+            leave_s=limits.h2.leave_s,
         )
 
     def start(self, before: PlainTransport | Handshake | None = None, said: bytes = b"") -> None:

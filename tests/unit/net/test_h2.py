@@ -27,7 +27,7 @@ from wstunnel.net.h2 import H2Connection, H2Exchange
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.handshake import answer
 
-HEAD = HeadLimits(head_timeout_s=20.0, keep_alive_s=20.0, write_stall_s=20.0, body_stall_s=20.0, linger_s=20.0)
+HEAD = HeadLimits(head_timeout_s=20.0, keep_alive_s=20.0, write_stall_s=20.0, body_stall_s=20.0, linger_s=0.2)
 """Nothing times out unless a test says so."""
 LIMITS = Limits(head=HEAD)
 SHORT_S = 0.2
