@@ -325,7 +325,8 @@ cdef class Stream:
                 return r if r == 0 else -errno
             tls.has_more = <size_t>r == asked
             made = tls.open(sealed, <size_t>r, p, n)
-        self.pay()
+        if tls.may_owe:
+            self.pay()
         if tls.is_ended or tls.is_failed:
             shutdown(self.fd, SHUT_RD)      # whoever is not told now is told by the epoll set
             if made == 0:

@@ -28,6 +28,7 @@ cdef class Tls:
     cdef size_t body_left               # of the record, once its head has come
     cdef size_t held                    # ciphertext of an unfinished record that lies with OpenSSL
     cdef size_t owed_bytes              # of what OpenSSL said of itself, behind a queue that does not move
+    cdef bint may_owe                   # something else than data was read: OpenSSL may have to say something
     cdef bint has_more                  # the last read of the socket was full
     cdef bint has_rest                  # what came with the end of the handshake is still to be decrypted
     cdef bint is_odd                    # what comes is not TLS: OpenSSL is asked at once

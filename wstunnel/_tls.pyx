@@ -12,6 +12,7 @@ source  RFC 8446 §5.1, §6.1; what a call costs: docs/performance.md
 """
 
 from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.limits cimport UINT_MAX
 from libc.stdint cimport uint8_t
@@ -25,6 +26,7 @@ cdef enum:
     TYPE_MIN = 20               # change_cipher_spec; RFC 8446 §5.1
     TYPE_MAX = 24               # heartbeat
     MAJOR = 3
+    COPY_MAX = 512              # up to here a copy costs less than a view
 
 
 cdef class Tls:
@@ -49,7 +51,7 @@ cdef class Tls:
         cdef unsigned records
         while n:
             piece = self.cut(p, n, &records)
-            self.give(PyMemoryView_FromMemory(<char*>p, piece, PyBUF_READ))
+            self.give(_lent(p, piece))
             p += piece
             n -= piece
         try:
@@ -74,7 +76,7 @@ cdef class Tls:
         cdef unsigned records = 0
         while n and not (self.is_ended or self.is_failed):
             piece = self.cut(p, n, &records)
-            self.give(PyMemoryView_FromMemory(<char*>p, piece, PyBUF_READ))
+            self.give(_lent(p, piece))
             p += piece
             n -= piece
             if records:
@@ -86,7 +88,7 @@ cdef class Tls:
 
         in      n   no more than a record has
         """
-        self.write(PyMemoryView_FromMemory(<char*>p, n, PyBUF_READ))
+        self.write(_lent(p, n))
         return self.take()
 
     cdef bytes end(self):
@@ -100,6 +102,7 @@ cdef class Tls:
 
     cdef bytes owed(self):
         """What OpenSSL has to say to its like: tickets, keys, alerts; None, as a rule."""
+        self.may_owe = False
         return self.take() if self.outgoing.pending else None
 
     cdef size_t cut(self, const uint8_t* p, size_t n, unsigned* records) noexcept:  # hot
@@ -151,14 +154,22 @@ cdef class Tls:
             try:
                 n = self.read(room - made, PyMemoryView_FromMemory(<char*>plain + made, room - made, PyBUF_WRITE))
             except SSLWantReadError:    # some were OpenSSL's own, or empty
+                self.may_owe = True
                 break
             except SSLZeroReturnError:
                 n = 0
             except SSLError:
-                self.is_failed = True
+                self.may_owe = self.is_failed = True
                 break
             if n == 0:
                 self.is_ended = True
                 break
             made += n
         return made
+
+
+cdef object _lent(const uint8_t* p, size_t n):
+    """n bytes, for the call that they are handed to."""
+    if n <= COPY_MAX:
+        return PyBytes_FromStringAndSize(<const char*>p, n)
+    return PyMemoryView_FromMemory(<char*>p, n, PyBUF_READ)
