@@ -8,8 +8,8 @@ cdef class Handshake(Stream):
     """An accepted socket whose TLS handshake is under way."""
 
     cdef object on_end                  # None: it has been called
-    cdef readonly object protocol       # once it is done: what was agreed on by ALPN; "" where the client did not ask
-    cdef readonly object certificate    # the client's, verified, as `SSLSocket.getpeercert` has it; None: it has none
+    cdef readonly object protocol       # agreed on by ALPN, once it is done; "": the client did not ask
+    cdef readonly object certificate    # the client's, as `ssl.SSLSocket.getpeercert` has it; None: it has none
     cdef double due_s
     cdef double within_s
     cdef size_t max_bytes
