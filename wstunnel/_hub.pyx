@@ -317,6 +317,8 @@ cdef class Stream:
         cdef uint8_t* sealed
         if tls.has_rest:
             made = tls.rest(p, n)
+            if tls.may_owe:
+                self.pay()
         if made == 0 and not (tls.is_ended or tls.is_failed):
             sealed = self.hub.sealed()
             asked = min(n - tls.held, self.hub.sealed_bytes)

@@ -327,6 +327,20 @@ def test_keys_are_renewed_when_the_client_asks(run: Run):
     run(check())
 
 
+def test_an_answer_to_what_came_with_the_end_of_the_handshake_is_sent_at_once(run: Run):
+    async def check() -> None:
+        tls = ServerTls(credentials())
+        tls.context.num_tickets = 0
+        async with Bench(tls=tls) as bench:
+            peer = TlsPeer(bench.accept()[1])
+            flight = await peer.shake(last=False)
+            await peer.send_raw(flight + peer.rekeyed() + peer.rekeyed())  # the second one has the first one answered
+
+            assert await peer.listen()
+
+    run(check())
+
+
 def test_so_many_keys_may_be_renewed_at_once(run: Run):
     async def check() -> None:
         async with Bench() as bench:
