@@ -337,7 +337,7 @@ def _check_fronts(server: _Server, trusted: frozenset[int], held: Material | Non
         reading = read_front(front, trusted=trusted, held=held)
         for flaw in reading.flaws:
             problems.add(where(flaw.option), flaw.text)
-        for each in reading.kept:
+        for each in (*reading.kept, *reading.stale):
             problems.warn(where(each.option), each.text)
         material = material.with_(reading.material)
     if not server.settings.listen:

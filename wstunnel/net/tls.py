@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _SHORT = {
     "streetAddress": "STREET",
     "userId": "UID",
 }  # RFC 4514 §3
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # X509_V_FLAG_NO_CHECK_TIME, which `ssl` does not name
 _SPECIAL = frozenset('",+;<>\\')
 _REASONS = {
     "EE_KEY_TOO_SMALL": "is too small for this machine's OpenSSL; make a new one",
@@ -61,6 +63,7 @@ class ServerTls:
     def renew(self, credentials: Credentials) -> None:
         """Serve new connections with these from now on. raises as above; nothing is changed then"""
         problems: list[str] = []
+        stale: list[str] = []
         contexts: list[ssl.SSLContext] = []
         names: dict[str, ssl.SSLContext] = {}
         for index, (chain, key) in enumerate(credentials.certificates):
@@ -71,8 +74,11 @@ class ServerTls:
             )
             try:
                 context = _context(chain, key, called)
-                for name in _names_in(context, chain, called[0]):
+                seen = _certificate_of(context, chain, called[0])
+                for name in _names_in(seen):
                     names.setdefault(name, context)
+                if why := _untimely(seen):
+                    stale.append(f"{called[0]} {why}")
             except ConfigError as error:
                 problems += error.problems
                 continue
@@ -94,6 +100,8 @@ class ServerTls:
         if len(contexts) > 1:
             contexts[0].sni_callback = choose
         self._context = contexts[0]
+        self.stale = tuple(stale)
+        """Certificates that clients will not take, because it is too late or too early: sentences for the operator."""
 
     @property
     def context(self) -> ssl.SSLContext:
@@ -165,14 +173,14 @@ def _demand(context: ssl.SSLContext, credentials: Credentials) -> None:
     context.verify_mode = ssl.CERT_REQUIRED if credentials.client_verify == "required" else ssl.CERT_OPTIONAL
 
 
-def _names_in(context: ssl.SSLContext, chain: bytes, certificate_name: str) -> list[str]:
-    """The host names in a context's certificate, in lower case. raises ConfigError when clients would not take it.
+def _certificate_of(context: ssl.SSLContext, chain: bytes, certificate_name: str) -> Mapping[str, Any]:
+    """A context's certificate, as `getpeercert` has it, whatever the date. raises ConfigError when nobody can use it
 
     `ssl` tells what is in a certificate to those who have verified it, so it is shown to a client here that trusts it.
     """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
     with _file(chain) as path:
         client.load_verify_locations(path)
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -192,12 +200,27 @@ def _names_in(context: ssl.SSLContext, chain: bytes, certificate_name: str) -> l
     except ValueError as error:
         raise ConfigError((f"{certificate_name}: the names in it cannot be read: {error}",)) from error
     assert seen is not None
+    return seen
+
+
+def _names_in(seen: Mapping[str, Any]) -> list[str]:
+    """The host names in a certificate, in lower case."""
     names = [value for kind, value in _pairs(seen.get("subjectAltName", ())) if kind == "DNS"]
     if not names:
         names = [
             value for part in _tuples(seen.get("subject", ())) for name, value in _pairs(part) if name == "commonName"
         ]
     return [name.lower() for name in names]
+
+
+def _untimely(seen: Mapping[str, Any]) -> str:
+    """What is wrong with the time of a certificate, or ""."""
+    now_s = time.time()
+    if now_s > ssl.cert_time_to_seconds(seen["notAfter"]):
+        return f"has expired, on {seen['notAfter']}: clients will not take it"
+    if now_s < ssl.cert_time_to_seconds(seen["notBefore"]):
+        return f"is not valid before {seen['notBefore']}: clients will not take it"
+    return ""
 
 
 def _step(side: ssl.SSLObject) -> bool:

@@ -95,12 +95,14 @@ class Reading:
     material  of all its files; of use only where there is no flaw
     flaws     why they cannot be used
     kept      files that we may not read any more, and what they said when we could stays in use
+    stale     certificates whose time is over, or has not come: no reason to serve nothing at all
     is_behind others of them say something new, which is of no use without those
     """
 
     material: Material
     flaws: tuple[Flaw, ...] = ()
     kept: tuple[Flaw, ...] = ()
+    stale: tuple[Flaw, ...] = ()
     is_behind: bool = False
 
 
@@ -132,11 +134,12 @@ def read_front(front: Front, *, trusted: frozenset[int], held: Material | None =
             flaws.append(Flaw(option, f"{_shown(path)} cannot be read: {(bad.strerror or 'unknown error').lower()}"))
         except _FlawedFileError as bad:
             flaws.append(Flaw(option, f"{_shown(path)} {bad}"))
+    stale: tuple[Flaw, ...] = ()
     if not flaws:
-        flaws = _flaws(front, Material(pem))
+        flaws, stale = _tried(front, Material(pem))
     if flaws and kept and before.pem.keys() >= files.keys():  # a new certificate, whose key we may not read
         return Reading(Material({path: before.pem[path] for path in files}), kept=tuple(kept), is_behind=True)
-    return Reading(Material(pem), tuple(flaws), tuple(kept))
+    return Reading(Material(pem), tuple(flaws), tuple(kept), stale)
 
 
 def material_of(settings: Settings) -> Material:
@@ -235,6 +238,8 @@ class CertificateWatch:
                 _log.error("%s; the certificate that was there before stays in use", flaw)
             for each in reading.kept:
                 _log.log(logging.WARNING if self._is_first and not reading.is_behind else logging.ERROR, "%s", each)
+            for each in reading.stale:
+                _log.warning("%s", each)
             if not reading.flaws:
                 material = material.with_(reading.material)
         if material != self.material:
@@ -312,8 +317,8 @@ def _check_secrecy(path: str, found: os.stat_result, trusted: frozenset[int]) ->
         )
 
 
-def _flaws(front: Front, material: Material) -> list[Flaw]:
-    """What is wrong with what was read."""
+def _tried(front: Front, material: Material) -> tuple[list[Flaw], tuple[Flaw, ...]]:
+    """What is wrong with what was read, and what is late or early."""
     of_key: _Option = "tls_key" if front.tls_key else "tls_cert"
     remedy = "" if front.tls_key else "; name the file of its key with tls-key"
     flaws = [
@@ -324,14 +329,15 @@ def _flaws(front: Front, material: Material) -> list[Flaw]:
     credentials = None if flaws else material.credentials(front)
     if credentials is not None:
         try:
-            ServerTls(credentials)
+            stale = ServerTls(credentials).stale
+            return [], tuple(Flaw("tls_cert", text) for text in stale)
         except ConfigError as bad:
             named = [(option, f"{_shown(path)}: ") for path, option in _files(front).items()]
             flaws = [
                 Flaw(next((option for option, name in named if text.startswith(name)), of_key), text)
                 for text in bad.problems
             ]
-    return flaws
+    return flaws, ()
 
 
 def _trusted() -> frozenset[int]:

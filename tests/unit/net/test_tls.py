@@ -142,8 +142,9 @@ def test_a_key_with_a_passphrase_is_not_asked_for():
     assert problem.startswith("the key of certificate 1: has a passphrase")
 
 
-@pytest.mark.parametrize(("days", "why"), [(-1, "has expired"), (None, "is not yet valid")])
-def test_a_certificate_outside_its_time(days: int | None, why: str):
+@pytest.mark.parametrize(("days", "why"), [(-1, "has expired, on "), (None, "is not valid before "), (9, "")])
+def test_a_certificate_outside_its_time_is_served_and_told_of(days: int | None, why: str):
+    """It may be the machine's clock; and what else is served must not end with it."""
     now = datetime.datetime.now(datetime.UTC)
     times = (
         {"not_after": now + datetime.timedelta(days=days)}
@@ -152,7 +153,10 @@ def test_a_certificate_outside_its_time(days: int | None, why: str):
     )
     leaf = trustme.CA().issue_cert("a.example.org", **times)
 
-    assert problems(credentials(leaf)) == (f"certificate 1: clients will not take it: certificate {why}",)
+    tls = ServerTls(credentials(leaf))
+
+    assert [text[: len(f"certificate 1 {why}")] for text in tls.stale] == ([f"certificate 1 {why}"] if why else [])
+    assert tls.context.cert_store_stats()
 
 
 @pytest.mark.parametrize("ca", [b"", b"nothing", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
