@@ -640,13 +640,16 @@ def test_what_is_no_record_ends_the_connection_with_an_alert_behind_what_came_be
 # --- handshakes
 
 
-def test_a_client_of_plain_http_is_told_so(run: Run):
+@pytest.mark.parametrize("size", [1, 60_000])
+def test_a_client_of_plain_http_is_told_so_whatever_it_has_said(run: Run, size: int):
+    """Unread input would make a reset of the close, and the client would not hear why."""
+
     async def check() -> None:
         async with Bench() as bench:
             _, far = bench.accept()
             far.setblocking(False)
             loop = asyncio.get_running_loop()
-            await loop.sock_sendall(far, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert far.send(b"GET / HTTP/1.1\r\nHost: " + b"a" * size) == 22 + size
             said = b""
             while piece := await loop.sock_recv(far, 4096):
                 said += piece
