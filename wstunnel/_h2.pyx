@@ -28,7 +28,7 @@ from posix.unistd cimport close as close_fd
 
 import os
 
-from wstunnel._hub cimport EPOLLIN, EPOLLOUT, Hub, PlainTransport, Stream, ssize_t
+from wstunnel._hub cimport EPOLLERR, EPOLLIN, EPOLLOUT, Hub, PlainTransport, Stream, ssize_t
 from wstunnel._relay cimport HOLD_START, _ClientLeg
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -241,6 +241,8 @@ cdef class H2Wire(Stream):
             self.flush()
         if self.wanted & EPOLLIN and events & ~<uint32_t>EPOLLOUT:
             self.read()
+        elif self.is_at_eof and events & EPOLLERR:
+            self.lose(None)     # it does not listen either
         return 0
 
     cdef int fail(self) except -1:
@@ -312,6 +314,8 @@ cdef class H2Wire(Stream):
             return 0
         if not self.is_at_eof and self.rest is None and self.queue_bytes <= OUT_BYTES + OUT_BYTES:
             events |= EPOLLIN
+        elif self.is_at_eof:
+            events |= EPOLLERR
         return self.want(events)
 
     cdef int shut_socket(self) except -1:
@@ -863,9 +867,10 @@ cdef class H2Leg(_ClientLeg):
     cdef int give_up(self) except -1:
         """A client that says no more opens no window any more: what waits for one waits in vain."""
         cdef H2Wire wire = self.wire
-        if self.relay is None and wire is not None and wire.is_at_eof and self.queue_bytes:
-            if min(self.window, wire.window) <= 0:
+        if wire is not None and wire.is_at_eof and self.queue_bytes and min(self.window, wire.window) <= 0:
+            if self.relay is None:
                 return self.fall()
+            self.hub.loop.call_soon(self.was_reset)     # not within a push of the relay
         return 0
 
     cdef int emptied(self) except -1:

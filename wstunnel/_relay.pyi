@@ -39,7 +39,6 @@ class Policy:
         fin_propagate: bool = True,
     ) -> None: ...
 
-@disjoint_base
 class _ClientLeg: ...
 
 class ClientLeg(_ClientLeg, BufferedProtocol):

@@ -492,6 +492,7 @@ class H2Connection:
         self._is_engine_over = False
         self._last_id = _LAST_ID  # beyond which no stream is served any more
         self._is_draining = False
+        self._is_at_eof = False
         self._is_finishing = False
         self._is_lost = False
         self._goaway: asyncio.TimerHandle | None = None
@@ -586,10 +587,15 @@ class H2Connection:
 
     def eof(self) -> None:
         """The client says no more."""
-        self._is_draining = True
+        self._is_draining = self._is_at_eof = True
+        self._probe()
         for exchange in list(self._exchanges.values()):
             exchange.fail_body(PeerError("the request ends within its body"))
         self._end_if_idle()
+
+    def _probe(self) -> None:
+        """A client that does not listen either has a kernel that says so, when something is said to it."""
+        self._say_goaway(ErrorCodes.NO_ERROR, self._engine.highest_inbound_stream_id)
 
     def lost(self, error: Exception | None) -> None:  # noqa: ARG002
         self._is_lost = True
@@ -637,6 +643,8 @@ class H2Connection:
         elif not self._exchanges and now_s >= self._due_s:
             self._say_goaway(ErrorCodes.NO_ERROR, self._engine.highest_inbound_stream_id)
             self._finish()
+        elif self._is_at_eof:
+            self._probe()
         return now_s + min(head_s, max(self._due_s - now_s, self.limits.relay.tick_s))
 
     # --- requests

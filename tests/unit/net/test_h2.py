@@ -735,6 +735,23 @@ def test_a_client_that_takes_nothing_of_its_answer_is_dropped(run: Run):
     run(main())
 
 
+def test_a_client_that_has_closed_ends_what_nobody_would_write_to(run: Run):
+    """Its FIN looks like a half-close, until something is said to it."""
+
+    async def serve(exchange: Exchange) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        async with serving(serve, limits_of(head_timeout_s=SHORT_S)) as server, server.client() as client:
+            client.ask()
+            await eventually(lambda: server.exchanges, "the request is there")
+            client.writer.close()
+            await eventually(lambda: server.ended, "the coroutine ends")
+            assert isinstance(server.ended[0], asyncio.CancelledError)
+
+    run(main())
+
+
 @pytest.mark.parametrize("way", ["reset", "gone"])
 @pytest.mark.parametrize("path", ["/silent", "/started", "/whole"])
 def test_a_client_that_leaves_ends_the_coroutine(run: Run, way: str, path: str):
