@@ -28,7 +28,7 @@ from posix.unistd cimport close as close_fd
 
 import os
 
-from wstunnel._hub cimport EPOLLERR, EPOLLIN, EPOLLOUT, Hub, PlainTransport, Stream, ssize_t
+from wstunnel._hub cimport EPOLLERR, EPOLLIN, EPOLLOUT, Hub, HubTransport, Stream, ssize_t
 from wstunnel._relay cimport HOLD_START, _ClientLeg
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -141,18 +141,18 @@ cdef class H2Wire(Stream):
     def start(self, Stream before=None, bytes said not None=b""):
         """Read from now on.
 
-        in      before  who had the socket until now, a PlainTransport or a Handshake, and what it has read
+        in      before  who had the socket until now, a HubTransport or a Handshake, and what it has read
         raises  ConnectionResetError when that is going
         """
         if before is None:
             self.hub.seat(self)
         else:
-            if isinstance(before, PlainTransport):
-                if (<PlainTransport>before).is_ending:
+            if isinstance(before, HubTransport):
+                if (<HubTransport>before).is_ending:
                     self.fd = -1    # that closes it
                     self.is_lost = True
                     raise ConnectionResetError("the client is gone")
-                (<PlainTransport>before).protocol = None
+                (<HubTransport>before).protocol = None
             self.hub.pass_on(before, self)
             before.fd = -1
         self.rearm()

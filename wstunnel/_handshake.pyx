@@ -10,7 +10,7 @@ from posix.unistd cimport close as close_fd
 import os
 from ssl import SSLCertVerificationError, SSLError
 
-from wstunnel._hub cimport EPOLLIN, EPOLLOUT, Hub, PlainTransport, Stream, ssize_t
+from wstunnel._hub cimport EPOLLIN, EPOLLOUT, Hub, HubTransport, Stream, ssize_t
 from wstunnel._tls cimport RECORD_MAX, Tls
 
 cdef extern from "<sys/socket.h>" nogil:
@@ -74,11 +74,11 @@ cdef class Handshake(Stream):
         return self.fd
 
     def attach(self, protocol):
-        """The PlainTransport that goes on with the connection. raises as that does; the descriptor is closed then"""
+        """The HubTransport that goes on with the connection. raises as that does; the descriptor is closed then"""
         cdef int fd = self.fd
         self.fd = -1
         try:
-            return PlainTransport(self.hub, fd, protocol, self)
+            return HubTransport(self.hub, fd, protocol, self)
         except BaseException:
             close_fd(fd)
             raise

@@ -104,7 +104,7 @@ cdef class Stream:
     cdef int forget_queue(self) noexcept
 
 
-cdef class PlainTransport(Stream):
+cdef class HubTransport(Stream):
     """A connected socket that the hub reads, as much of an asyncio transport as net/h1.py needs."""
 
     cdef object protocol                # None once the connection is lost or passed on

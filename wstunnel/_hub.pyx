@@ -50,7 +50,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_ctl(int epfd, int op, int fd, epoll_event* event)
     int epoll_wait(int epfd, epoll_event* events, int maxevents, int timeout_ms)
 
-__all__ = ["Hub", "PlainTransport"]
+__all__ = ["Hub", "HubTransport"]
 
 cdef enum:
     SEATING_SHIFT = 32          # epoll_data: the seating above, the descriptor below
@@ -458,7 +458,7 @@ cdef class Stream:
         return 0
 
 
-cdef class PlainTransport(Stream):
+cdef class HubTransport(Stream):
     """A connected socket that the hub reads, with TLS or without, as much of an asyncio transport as net/h1.py needs.
 
     in      fd        connected and non-blocking; closed when the connection is lost, unless a leg has taken it over

@@ -3,7 +3,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint64_t
 
-from wstunnel._hub cimport Hub, PlainTransport, Stream
+from wstunnel._hub cimport Hub, HubTransport, Stream
 from wstunnel._speedups cimport FrameParser, Utf8
 
 
@@ -131,7 +131,7 @@ cdef class Relay:
     cdef readonly str closed_by         # client, backend or server
     cdef readonly bint is_text_broken   # the backend sent bytes that are not UTF-8 on a text route
 
-    cdef int inherit(self, Leg leg, PlainTransport plain, str who) except -1
+    cdef int inherit(self, Leg leg, HubTransport plain, str who) except -1
     cdef int from_client(self, uint8_t* p, size_t n) except -1
     cdef int leave_at_boundary(self) except -1
     cdef int sweep(self, Leg leg, Leg other) except -1

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from typing_extensions import disjoint_base
 
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 
 __all__ = ["BackendLeg", "ClientLeg", "Policy", "Relay"]
 
@@ -72,8 +72,8 @@ class Relay:
         is_binary: bool = False,
         is_pipe: bool = False,
     ) -> None: ...
-    def open(self, transport: asyncio.Transport | PlainTransport | _ClientLeg) -> None: ...
-    def adopt(self, transport: PlainTransport) -> None: ...
+    def open(self, transport: asyncio.Transport | HubTransport | _ClientLeg) -> None: ...
+    def adopt(self, transport: HubTransport) -> None: ...
     def join(
         self, leftover: bytearray, is_at_eof: bool, said: bytearray = ..., is_backend_at_eof: bool = False
     ) -> None: ...

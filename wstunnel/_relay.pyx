@@ -31,7 +31,7 @@ from wstunnel._hub cimport (
     MESSAGES_IN,
     MESSAGES_OUT,
     Hub,
-    PlainTransport,
+    HubTransport,
     Stream,
     ssize_t,
 )
@@ -505,7 +505,7 @@ cdef class Relay:
 
         raises  ConnectionResetError when it is about to say that the connection is lost
         """
-        if isinstance(transport, PlainTransport):
+        if isinstance(transport, HubTransport):
             self.inherit(self.client, transport, "client")
         elif transport is self.client:
             if self.client.is_write_dead:
@@ -514,11 +514,11 @@ cdef class Relay:
             self.client.transport = transport
             transport.set_protocol(self.client)
 
-    def adopt(self, PlainTransport transport not None):
+    def adopt(self, HubTransport transport not None):
         """Take over the connection of a backend that has been asked and has answered, likewise."""
         self.inherit(self.backend, transport, "backend")
 
-    cdef int inherit(self, Leg leg, PlainTransport plain, str who) except -1:
+    cdef int inherit(self, Leg leg, HubTransport plain, str who) except -1:
         if plain.is_ending or plain.queue_bytes:
             raise ConnectionResetError(f"the {who} is gone")
         plain.protocol = None

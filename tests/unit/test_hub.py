@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import LOOPS, Run, open_descriptors
 from tests.wire.sockets import eventually, turns
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel.net.wheel import TimerWheel
 
 READ_BYTES = 4096
@@ -39,7 +39,7 @@ class Protocol:
     def events(self) -> list[str]:
         return [each for each in self.told if isinstance(each, str)]
 
-    def connection_made(self, transport: PlainTransport) -> None:
+    def connection_made(self, transport: HubTransport) -> None:
         self.transport = transport
         self.told.append("made")
 
@@ -70,7 +70,7 @@ class Bench:
         self._fds = _descriptors()
         loop = asyncio.get_running_loop()
         self.hub = Hub(loop, TimerWheel(0.1, 0.0), **SIZES, look_s=0.5)
-        self._opened: list[PlainTransport | socket.socket] = []
+        self._opened: list[HubTransport | socket.socket] = []
         self.faults: list[dict[str, Any]] = []
         loop.set_exception_handler(lambda _, context: self.faults.append(context))
         return self
@@ -94,7 +94,7 @@ class Bench:
 
     def attach(self, near: socket.socket, **how: Any) -> Protocol:
         protocol = Protocol(self.hub, **how)
-        self._opened.append(PlainTransport(self.hub, near.detach(), protocol))
+        self._opened.append(HubTransport(self.hub, near.detach(), protocol))
         return protocol
 
     async def __aexit__(self, *_: object) -> None:
@@ -212,7 +212,7 @@ def test_a_descriptor_that_cannot_be_watched_stays_the_callers(run: Run):
         async with Bench() as bench:
             fd = os.open("/dev/null", os.O_RDONLY)
             with pytest.raises(OSError, match="not permitted"):
-                PlainTransport(bench.hub, fd, Protocol(bench.hub))
+                HubTransport(bench.hub, fd, Protocol(bench.hub))
             os.close(fd)
 
     run(check())

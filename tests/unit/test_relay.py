@@ -26,7 +26,7 @@ import pytest
 from tests.conftest import IO, STEPS, Run, open_descriptors
 from tests.wire.clients import BINARY, CONT, PING, PONG, TEXT, Client, close_frame, frame
 from tests.wire.sockets import Wire, eventually, turns
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel.net.wheel import TimerWheel
 
@@ -188,7 +188,7 @@ class Bench:
             self.relay.open(self.watched)
         else:
             self.client_socket, self.backend_socket = _lent(near_client), _lent(near_backend)
-            transport = PlainTransport(self.hub, near_client.detach(), _Head())
+            transport = HubTransport(self.hub, near_client.detach(), _Head())
             transport.pause_reading()
             self.relay.open(transport)
             near_backend.detach()
@@ -203,7 +203,7 @@ class Bench:
             if self.is_over_transports:
                 near, self.backend_socket = self.backend_socket, _lent(self.backend_socket)
                 near.detach()
-            transport = PlainTransport(self.hub, self.backend_socket.fileno(), _Head())
+            transport = HubTransport(self.hub, self.backend_socket.fileno(), _Head())
             transport.pause_reading()
             self.relay.adopt(transport)
             return
@@ -2239,7 +2239,7 @@ def test_who_gets_the_descriptor_of_a_leg_that_the_other_leg_has_closed_does_not
     async def check() -> None:
         async with Bench() as bench:
             number = bench.client_socket.fileno()
-            newcomers: list[PlainTransport] = []
+            newcomers: list[HubTransport] = []
             near, far = unix_pair()
             heard: list[int] = []
 
@@ -2247,7 +2247,7 @@ def test_who_gets_the_descriptor_of_a_leg_that_the_other_leg_has_closed_does_not
                 bench.relay.abort(GOING_AWAY)
                 os.dup2(near.fileno(), number)
                 far.send(b"mine")
-                newcomers.append(PlainTransport(bench.hub, number, _Newcomer(heard)))
+                newcomers.append(HubTransport(bench.hub, number, _Newcomer(heard)))
                 return NORMAL
 
             bench.session.backend_ended = end

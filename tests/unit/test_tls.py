@@ -26,7 +26,7 @@ from tests.wire.clients import BINARY, frame
 from tests.wire.sockets import eventually, turns
 from tests.wire.tls import TlsPeer, authority, client_context, credentials, issued, undecodable
 from wstunnel._handshake import Handshake
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel._tls import Tls
 from wstunnel.net.tls import ServerTls, subject_of
@@ -58,7 +58,7 @@ class Protocol:
     def events(self) -> list[str]:
         return [each for each in self.told if isinstance(each, str)]
 
-    def connection_made(self, transport: PlainTransport) -> None:
+    def connection_made(self, transport: HubTransport) -> None:
         self.transport = transport
         self.told.append("made")
         if not self._reads:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, cast
 
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel.net.exchange import Exchange, Taken
 from wstunnel.proto.http1 import encode_head
 from wstunnel.proto.request import Headers, Request
@@ -73,7 +73,7 @@ class Upgraded:
 
     def close(self) -> None:
         """Give the backend back instead."""
-        cast(PlainTransport, self.backend.transport).abort()
+        cast(HubTransport, self.backend.transport).abort()
         self.lease.release()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wstunnel._h2 import H2Leg
-from wstunnel._hub import PlainTransport
+from wstunnel._hub import HubTransport
 from wstunnel.proto.request import Headers, Request
 
 __all__ = ["Agreement", "Exchange", "Taken"]
@@ -22,7 +22,7 @@ class Taken:
     A stream of HTTP/2 is a leg already.
     """
 
-    transport: asyncio.Transport | PlainTransport | H2Leg
+    transport: asyncio.Transport | HubTransport | H2Leg
     leftover: bytes
     """What the client sent behind its request: frames, one read at most."""
     is_at_eof: bool

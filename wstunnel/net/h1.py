@@ -17,7 +17,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from wstunnel._heads import read_plain_head
-from wstunnel._hub import PlainTransport
+from wstunnel._hub import HubTransport
 from wstunnel.errors import PeerError, TunnelError, safe
 from wstunnel.limits import GatewayLimits, HeadLimits
 from wstunnel.net.eager import begin
@@ -201,7 +201,7 @@ class H1Connection(asyncio.BufferedProtocol):
         "subject",
     )
 
-    _transport: asyncio.Transport | PlainTransport
+    _transport: asyncio.Transport | HubTransport
     _exchange: H1Exchange
 
     def __init__(
@@ -218,7 +218,7 @@ class H1Connection(asyncio.BufferedProtocol):
         wheel: TimerWheel,
         buffer: memoryview,
         on_closed: Callable[[H1Connection], None],
-        on_h2: Callable[[H1Connection, PlainTransport, bytes], None] | None = None,
+        on_h2: Callable[[H1Connection, HubTransport, bytes], None] | None = None,
         spent_s: float = 0.0,
     ) -> None:
         self._on_request, self._on_closed, self._on_h2 = on_request, on_closed, on_h2
@@ -260,15 +260,15 @@ class H1Connection(asyncio.BufferedProtocol):
 
     # --- called by the transport
 
-    def connection_made(self, transport: asyncio.BaseTransport | PlainTransport) -> None:
-        self._transport = cast("asyncio.Transport | PlainTransport", transport)
+    def connection_made(self, transport: asyncio.BaseTransport | HubTransport) -> None:
+        self._transport = cast("asyncio.Transport | HubTransport", transport)
         # uvloop's own low mark is 16 bytes, a unit lost
         self._transport.set_write_buffer_limits(self._limits.write_high_bytes, self._limits.write_low_bytes)
         self._state = _READING
         if self._is_draining and not self._is_patient:
             self._end()
             return
-        if isinstance(transport, PlainTransport):
+        if isinstance(transport, HubTransport):
             transport.read_at_once()  # as a rule the head is there, and neither a timer nor a wait is needed for it
         if self._state is _READING:
             self._arm(self._first_head_s)
@@ -481,7 +481,7 @@ class H1Connection(asyncio.BufferedProtocol):
         if len(said) >= len(_H2_BEGINS) and self._on_h2 is not None:
             self._leave_wheel()
             self._state = _TAKEN
-            self._on_h2(self, cast(PlainTransport, self._transport), said)
+            self._on_h2(self, cast(HubTransport, self._transport), said)
         return False
 
     def _serve_at_once(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel.net.exchange import Taken
 
 __all__ = ["BackendStream"]
@@ -62,7 +62,7 @@ class BackendStream:
         self._is_paused = False
         self._is_write_paused = False
         self._unsent_bytes = 0  # when last looked at
-        self._transport = PlainTransport(hub, fd, self)
+        self._transport = HubTransport(hub, fd, self)
         if min(self._read_timeout_s, self._write_timeout_s) < _NEVER_S:
             hub.wheel.add(self, hub.wheel.now_s)
 
@@ -158,7 +158,7 @@ class BackendStream:
 
     # --- called by the transport
 
-    def connection_made(self, transport: PlainTransport) -> None:
+    def connection_made(self, transport: HubTransport) -> None:
         transport.set_write_buffer_limits(0, 0)
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -213,7 +213,7 @@ class BackendStream:
         except OSError:
             return False
         try:
-            self._transport = PlainTransport(self._hub, fd, self)
+            self._transport = HubTransport(self._hub, fd, self)
         except OSError:
             os.close(fd)
             return False

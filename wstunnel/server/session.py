@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import cast
 
 from wstunnel._h2 import H2Leg
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel._relay import BackendLeg, ClientLeg, Policy, Relay
 from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
@@ -78,7 +78,7 @@ class Session:
         self.relay = Relay(self._hub, policy, client, backend, self, is_binary)
         self._row[_OPENED] += 1
         self._row[_TUNNELS] += 1
-        sock = None if isinstance(transport, PlainTransport | H2Leg) else socket.socket(fileno=backend_fd)
+        sock = None if isinstance(transport, HubTransport | H2Leg) else socket.socket(fileno=backend_fd)
         is_owned = False
         try:
             self.relay.open(transport)
@@ -99,7 +99,7 @@ class Session:
     def pipe(self, taken: Taken, backend: Taken, policy: Policy) -> None:
         """Let bytes through as they are, both 101s being out. Both connections are the relay's from here on."""
         client = _client_leg(self._hub, taken.transport)
-        transport = cast(PlainTransport, backend.transport)
+        transport = cast(HubTransport, backend.transport)
         self.relay = Relay(self._hub, policy, client, BackendLeg(self._hub, transport.fileno()), self, is_pipe=True)
         self._row[_OPENED] += 1
         self._row[_TUNNELS] += 1
@@ -158,6 +158,6 @@ class Session:
         self._on_ended(self)
 
 
-def _client_leg(hub: Hub, transport: asyncio.Transport | PlainTransport | H2Leg) -> ClientLeg | H2Leg:
+def _client_leg(hub: Hub, transport: asyncio.Transport | HubTransport | H2Leg) -> ClientLeg | H2Leg:
     """Over a socket, or the stream that is one already."""
     return transport if isinstance(transport, H2Leg) else ClientLeg(hub, transport.get_extra_info("socket").fileno())

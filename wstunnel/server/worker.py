@@ -12,13 +12,14 @@ from math import ceil
 from typing import Any
 
 from wstunnel._handshake import Handshake
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel.gateways.claim import Claim
 from wstunnel.limits import Limits
 from wstunnel.net.accept import Acceptor
 from wstunnel.net.exchange import Exchange
 from wstunnel.net.h1 import H1Connection
-from wstunnel.net.h2 import H2Connection, H2Exchange
+from wstunnel.net.h2 import H2Connection
+from wstunnel.net.h2_exchange import H2Exchange
 from wstunnel.net.listen import Listener
 from wstunnel.net.tls import ServerTls, subject_of
 from wstunnel.net.wheel import TimerWheel
@@ -174,14 +175,14 @@ class Worker:
         self._admissions.add(task)
         task.add_done_callback(lambda _: self._admitted(task, connection, sock, peer))
 
-    def _go_on_by_h2(self, listener: Listener, begun: H1Connection, transport: PlainTransport, said: bytes) -> None:
+    def _go_on_by_h2(self, listener: Listener, begun: H1Connection, transport: HubTransport, said: bytes) -> None:
         """A client speaks HTTP/2 in the clear: it has one connection, and that is another one."""
         connection = self._h2(transport.fileno(), listener, begun.peer, begun.local, begun.subject)
         self._connections.discard(begun)
         self._connections.add(connection)
         self._start(connection, transport, said)
 
-    def _start(self, connection: H2Connection, before: PlainTransport | Handshake, said: bytes = b"") -> None:
+    def _start(self, connection: H2Connection, before: HubTransport | Handshake, said: bytes = b"") -> None:
         try:
             connection.start(before, said)
         except OSError as error:
@@ -290,7 +291,7 @@ class Worker:
     def _attach(self, connection: H1Connection, fd: int, peer: str) -> None:
         """Have the hub read the socket."""
         try:
-            PlainTransport(self._hub, fd, connection)
+            HubTransport(self._hub, fd, connection)
         except OSError as error:
             _log.error("%s: cannot be served: %s", peer, error)
             os.close(fd)

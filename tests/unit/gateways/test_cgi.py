@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import Run, children, open_descriptors
 from tests.exchanges import FakeExchange, request_of
-from wstunnel._hub import Hub, PlainTransport
+from wstunnel._hub import Hub, HubTransport
 from wstunnel.errors import BackendError, CutAnswerError, LimitError, PeerError
 from wstunnel.gateways.cgi import CgiGateway
 from wstunnel.gateways.claim import Upgraded
@@ -601,7 +601,7 @@ def test_a_script_that_says_101_becomes_a_pipe(run: Run, scripts: Scripts):
                 "Connection": "Upgrade",
             }
             transport, got = upgraded.backend.transport, upgraded.backend.leftover
-            assert isinstance(transport, PlainTransport)
+            assert isinstance(transport, HubTransport)
             sock, loop = socket.socket(fileno=os.dup(transport.fileno())), asyncio.get_running_loop()
             await loop.sock_sendall(sock, b"you")
             async with asyncio.timeout(DEADLINE_S):

@@ -23,7 +23,8 @@ from wstunnel._hub import Hub
 from wstunnel.errors import BackendError, CutAnswerError, PeerError
 from wstunnel.limits import HeadLimits, Limits
 from wstunnel.net.exchange import Exchange, Taken
-from wstunnel.net.h2 import H2Connection, H2Exchange
+from wstunnel.net.h2 import H2Connection
+from wstunnel.net.h2_exchange import H2Exchange
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.handshake import answer
 
