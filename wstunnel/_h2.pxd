@@ -74,7 +74,9 @@ cdef class H2Wire(Stream):
 
     cdef int parse(self, uint8_t* p, size_t n) except -1
     cdef int begin_frame(self) except -1
+    cdef bint was_opened(self) noexcept
     cdef int begin_data(self, size_t n) except -1
+    cdef int count_arrived(self, size_t n) except -1
     cdef int pass_run(self) except -1
     cdef int end_frame(self) except -1
     cdef int end_control(self) except -1

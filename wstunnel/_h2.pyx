@@ -58,6 +58,7 @@ cdef enum:                      # RFC 9113 §6, §4.2
     ID_MASK = 0x7FFFFFFF
     PING_BYTES = 8
     WINDOW_UPDATE_BYTES = 4
+    RST_STREAM_BYTES = 4
 
 cdef enum:                      # §7
     NO_ERROR = 0
@@ -439,6 +440,10 @@ cdef class H2Wire(Stream):
         elif self.type == PRIORITY or self.type > CONTINUATION:
             self.way = WAY_NOWHERE      # §5.3.1, §5.5
             self.charge_idle("frames that say nothing")
+        elif (self.type == RST_STREAM and n == RST_STREAM_BYTES and self.was_opened()
+                and self.stream_id not in self.legs):
+            self.way = WAY_NOWHERE      # over, and h2 would only say so
+            self.charge_reset()
         else:
             self.way = WAY_CONTROL
         if self.way == WAY_CONTROL:
@@ -458,15 +463,21 @@ cdef class H2Wire(Stream):
                 self.charge_reset()
         return 0
 
+    cdef bint was_opened(self) noexcept:
+        """Has the client had the stream of this frame?"""
+        return self.stream_id <= self.highest and self.stream_id & 1
+
     cdef int begin_data(self, size_t n) except -1:  # hot
         found = self.legs.get(self.stream_id)
         cdef H2Leg leg = <H2Leg>found if found is not None else None
         if n == 0 and not self.flags & FLAG_END_STREAM:
             self.charge(COST_FRAME, "empty frames")
+        if leg is None and self.was_opened():
+            self.way = WAY_NOWHERE
+            self.count_arrived(n)
+            return self.charge(COST_LATE, "DATA of streams that are over")
         if leg is None or not leg.is_tunnel or leg.is_read_ended:
             self.way = WAY_CONTROL
-            if leg is None:
-                self.charge(COST_LATE, "DATA of streams that are over")
             del self.frame[:]
             self.frame += (<const uint8_t[:FRAME_HEAD]>self.head)
             return 0
@@ -476,7 +487,7 @@ cdef class H2Wire(Stream):
             return self.fault(FLOW_CONTROL_ERROR, "more DATA than the window of a stream allows")
         leg.client_window -= n
         leg.taken += n
-        self.arrived += n
+        self.count_arrived(n)
         if self.flags & FLAG_PADDED:
             if n == 0:
                 return self.fault(FRAME_SIZE_ERROR, "padding without its length")
@@ -505,6 +516,14 @@ cdef class H2Wire(Stream):
         self.run_bytes += payload
         return <int>payload
 
+    cdef int count_arrived(self, size_t n) except -1:  # hot
+        """The connection's own window is opened again for what h2 does not see."""
+        self.arrived += n
+        if self.arrived >= WINDOW_MAX // WINDOW_PARTS:
+            self.open_window(0, self.arrived)
+            self.arrived = 0
+        return 0
+
     cdef int pass_run(self) except -1:  # hot
         """What has come on one stream leaves in one piece, in however many frames it came."""
         cdef H2Leg leg = self.run_leg
@@ -520,9 +539,6 @@ cdef class H2Wire(Stream):
         cdef H2Leg leg = self.leg
         if self.way == WAY_TUNNEL:
             self.leg = None
-            if self.arrived >= WINDOW_MAX // WINDOW_PARTS:
-                self.open_window(0, self.arrived)
-                self.arrived = 0
             if self.flags & FLAG_END_STREAM:
                 self.pass_run()
             if self.run_bytes == 0:
@@ -586,7 +602,7 @@ cdef class H2Wire(Stream):
             return self.pump()
         found = self.legs.get(self.stream_id)
         if found is None:
-            if self.stream_id > self.highest or not self.stream_id & 1:
+            if not self.was_opened():
                 return self.fault(PROTOCOL_ERROR, "a WINDOW_UPDATE for a stream that was never opened")
             return 0
         leg = <H2Leg>found

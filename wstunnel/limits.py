@@ -98,7 +98,7 @@ class H2Limits:
     """How as many streams ended is remembered: what was on its way to them is no fault."""
     turn_frames: int = 2
     """Requests and other control frames that a connection has served before others have their turn: each takes some 0.2
-    ms. With 8, round trips of others had a p99 of 2.6 ms under a flood of tunnels that are opened and reset, with 2 of 1."""
+    ms. With 8, round trips of others had a p99 of 2.6 ms under a flood of resets, with 2 of 1."""
     odd_events: float = 200.0
     """The budget of a connection for what costs us and says nothing. A stream that is reset without an answer is 2, and
     so is one that we must reset for the client's fault; SETTINGS, GOAWAY and CONTINUATION are 10; trailers, and DATA
