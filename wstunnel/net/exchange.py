@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from wstunnel._h2 import H2Leg
 from wstunnel._hub import HubTransport
+from wstunnel.errors import TunnelError, safe
 from wstunnel.proto.request import Headers, Request
 
-__all__ = ["Agreement", "Exchange", "Taken"]
+__all__ = ["BODILESS", "TEXT", "Agreement", "Exchange", "Taken", "log_failure", "log_silence", "refusal_body"]
+
+_log = logging.getLogger("wstunnel")
+
+BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+TEXT = ("Content-Type", "text/plain")
+"""The field that goes with a `refusal_body`."""
 
 
 @dataclass(slots=True)
@@ -107,3 +116,25 @@ class Exchange(Protocol):
 
         in      text  ASCII; a peer's bytes in it are escaped
         """
+
+
+def refusal_body(text: str) -> bytes:
+    """What a client reads of a refusal."""
+    return f"{text}\n".encode("ascii")
+
+
+def log_failure(request: Request, error: BaseException) -> None:
+    """A coroutine has ended with an error; if nobody foresaw it, its traceback is told too."""
+    _log.error(
+        "%s: %s %s failed: %s",
+        request.peer,
+        request.method,
+        safe(request.target),
+        error,
+        exc_info=None if isinstance(error, TunnelError) else error,
+    )
+
+
+def log_silence(request: Request) -> None:
+    """A coroutine has ended without an answer."""
+    _log.error("%s: no answer to %s", request.peer, safe(request.target))

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 from wstunnel._heads import read_plain_head
 from wstunnel._hub import HubTransport
-from wstunnel.errors import PeerError, TunnelError, safe
+from wstunnel.errors import PeerError
 from wstunnel.limits import GatewayLimits, HeadLimits
 from wstunnel.net.eager import begin
-from wstunnel.net.exchange import Agreement, Exchange, Taken
+from wstunnel.net.exchange import BODILESS, TEXT, Agreement, Exchange, Taken, log_failure, log_silence, refusal_body
 from wstunnel.net.wheel import TimerWheel
 from wstunnel.proto.body import BodyReader, body_reader
 from wstunnel.proto.chunked import LAST_CHUNK, encode_chunk
@@ -31,8 +31,6 @@ from wstunnel.proto.request import Headers, Request
 __all__ = ["H1Connection", "H1Exchange"]
 
 _log = logging.getLogger("wstunnel")
-_TEXT = ("Content-Type", "text/plain")
-_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _DATE = re.compile(rb"^date:", re.IGNORECASE | re.MULTILINE)
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _H2_BEGINS = b"PRI * HTTP/2"
@@ -111,9 +109,9 @@ class H1Exchange:
         return taken
 
     def refuse(self, status: int, text: str, headers: Headers = (), *, close: bool = False) -> None:
-        body = _refusal_body(text)
+        body = refusal_body(text)
         self.connection._skip_body()
-        self._send(status, (*headers, _TEXT), body, len(body), close=close)
+        self._send(status, (*headers, TEXT), body, len(body), close=close)
 
     def _begin(self) -> None:
         if self._is_started:
@@ -123,7 +121,7 @@ class H1Exchange:
     def _send(self, status: int, headers: Headers | bytes, body: bytes, length: int | None, *, close: bool) -> None:
         """Write a head and what there is of its body, without waiting."""
         is_last = close or self.connection._ends_after(self.request)
-        if status in _BODILESS:
+        if status in BODILESS:
             framing: Headers = ()
         elif length is None:
             framing = (("Transfer-Encoding", "chunked"),)
@@ -135,7 +133,7 @@ class H1Exchange:
         else:
             head = encode_head(status, (*headers, *framing, *_closing(is_last)))
         self._begin()
-        self._is_bodiless = self.request.method == "HEAD" or status in _BODILESS
+        self._is_bodiless = self.request.method == "HEAD" or status in BODILESS
         if self._is_bodiless:
             body, length = b"", 0
         self._left_bytes = None if length is None else length - len(body)
@@ -520,16 +518,7 @@ class H1Connection(asyncio.BufferedProtocol):
         if isinstance(error, PeerError) and not exchange._is_started and self._state is _SERVING:
             exchange.refuse(error.status, str(error), error.headers)
         elif error is not None and not is_cancelled:
-            request = exchange.request
-            foreseen = isinstance(error, TunnelError)
-            _log.error(
-                "%s: %s %s failed: %s",
-                self.peer,
-                request.method,
-                safe(request.target),
-                error,
-                exc_info=None if foreseen else error,
-            )
+            log_failure(exchange.request, error)
 
         if self._state is _CLOSED:
             self._on_closed(self)
@@ -541,7 +530,7 @@ class H1Connection(asyncio.BufferedProtocol):
             self._transport.abort()
         else:
             if error is None:
-                _log.error("%s: no answer to %s", self.peer, safe(exchange.request.target))
+                log_silence(exchange.request)
             exchange.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed", close=True)
             self._next()
 
@@ -571,8 +560,8 @@ class H1Connection(asyncio.BufferedProtocol):
     def _refuse(self, fault: PeerError) -> None:
         """Answer a head that never became a request, and end."""
         _log.info("%s: %d: %s", self.peer, fault.status, fault)
-        body = _refusal_body(str(fault))
-        fields = (*fault.headers, _TEXT, ("Content-Length", str(len(body))), *_closing(True))
+        body = refusal_body(str(fault))
+        fields = (*fault.headers, TEXT, ("Content-Length", str(len(body))), *_closing(True))
         self._transport.write(encode_head(fault.status, fields) + body)
         self._end()
 
@@ -629,7 +618,3 @@ def _closing(is_last: bool, *, is_dated: bool = False) -> Headers:
     """The fields that end every head but that of a 101."""
     date: Headers = () if is_dated else (("Date", formatdate(usegmt=True)),)
     return (*date, ("Connection", "close")) if is_last else date
-
-
-def _refusal_body(text: str) -> bytes:
-    return f"{text}\n".encode("ascii")

@@ -6,7 +6,6 @@ It is what the server counts as one connection: a stream may take a backend's de
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from http import HTTPStatus
@@ -15,19 +14,16 @@ from typing import Any, Protocol
 from h2.errors import ErrorCodes
 
 from wstunnel._h2 import H2Leg
-from wstunnel.errors import PeerError, TunnelError, safe
+from wstunnel.errors import PeerError
 from wstunnel.limits import Limits
 from wstunnel.net.eager import begin
-from wstunnel.net.exchange import Agreement, Exchange, Taken
+from wstunnel.net.exchange import BODILESS, TEXT, Agreement, Exchange, Taken, log_failure, log_silence, refusal_body
 from wstunnel.proto.http2 import Fields, response_fields
 from wstunnel.proto.request import Headers, Request
 
 __all__ = ["H2Exchange"]
 
-_log = logging.getLogger("wstunnel")
-_BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _GOOD = 2  # the first digit of a good status
-_TEXT = ("Content-Type", "text/plain")
 
 
 class _Connection(Protocol):
@@ -205,7 +201,7 @@ class H2Exchange:
         *,
         close: bool = False,  # noqa: ARG002
     ) -> None:
-        self._answer(status, (*headers, _TEXT), f"{text}\n".encode("ascii"))
+        self._answer(status, (*headers, TEXT), refusal_body(text))
 
     def _answer(self, status: int, headers: Headers | bytes, body: bytes) -> None:
         self._begin()
@@ -224,12 +220,12 @@ class H2Exchange:
         if self.request.wants_websocket and status // 100 == _GOOD:
             status = HTTPStatus.BAD_REQUEST  # a good one would open the tunnel: RFC 9110 §9.3.6
         fields = list(response_fields(status, headers))
-        if status not in _BODILESS and length is not None:
+        if status not in BODILESS and length is not None:
             fields.append((b"content-length", b"%d" % length))
         if not any(name == b"date" for name, _ in fields):
             fields.append((b"date", formatdate(usegmt=True).encode("ascii")))
         self._check_client()
-        self._is_bodiless = is_last or length == 0 or self.request.method == "HEAD" or status in _BODILESS
+        self._is_bodiless = is_last or length == 0 or self.request.method == "HEAD" or status in BODILESS
         self._left_bytes = 0 if self._is_bodiless else length
         self._connection.send_answer(self.leg, fields, is_last=self._is_bodiless)
 
@@ -364,17 +360,18 @@ class H2Exchange:
 
     def _conclude(self, error: BaseException | None) -> None:
         """The coroutine has ended, well or not."""
+        is_cancelled = isinstance(error, asyncio.CancelledError)
         if self._is_concluded:
             if error is not None:
-                self._note(error)
+                if not is_cancelled:
+                    log_failure(self.request, error)
                 self.leg.reset(ErrorCodes.INTERNAL_ERROR)
             return
-        is_cancelled = isinstance(error, asyncio.CancelledError)
         if isinstance(error, PeerError) and not self._is_started:
             if not self.leg.is_over:
                 self.refuse(error.status, str(error), error.headers)
         elif error is not None and not is_cancelled:
-            self._note(error)
+            log_failure(self.request, error)
         self._is_concluded = True
         if self.leg.is_over:
             self.leg.close_stream()
@@ -384,7 +381,7 @@ class H2Exchange:
             self.leg.reset(ErrorCodes.INTERNAL_ERROR)
         else:
             if error is None:
-                _log.error("%s: no answer to %s", self.request.peer, safe(self.request.target))
+                log_silence(self.request)
             self.refuse(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed")
             self._leave()
 
@@ -401,20 +398,6 @@ class H2Exchange:
             self._stop_clock()
             linger_s = self._connection.limits.head.linger_s
             self._room_clock = self._connection.loop.call_later(linger_s, self.leg.close_stream)
-
-    def _note(self, error: BaseException) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            return
-        request = self.request
-        foreseen = isinstance(error, TunnelError)
-        _log.error(
-            "%s: %s %s failed: %s",
-            request.peer,
-            request.method,
-            safe(request.target),
-            error,
-            exc_info=None if foreseen else error,
-        )
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
