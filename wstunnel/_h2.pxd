@@ -94,6 +94,7 @@ cdef class H2Wire(Stream):
     cdef int rearm(self) except -1
     cdef int shut_socket(self) except -1
     cdef int lose(self, error) except -1
+    cdef int line_up(self, H2Leg leg) except -1
     cdef int pump(self) except -1
     cdef int spill(self) except -1
     cdef int append(self, const uint8_t* p, size_t n) except -1

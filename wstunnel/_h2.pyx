@@ -56,6 +56,7 @@ cdef enum:                      # RFC 9113 §6, §4.2
     FLAG_END_HEADERS = 4
     FLAG_PADDED = 8
     ID_MASK = 0x7FFFFFFF
+    STREAM_ID_AT = 5            # in the head of a frame
     PING_BYTES = 8
     WINDOW_UPDATE_BYTES = 4
     RST_STREAM_BYTES = 4
@@ -94,6 +95,19 @@ cdef int64_t FIRST_WINDOW = 65535   # §6.9.2: of the connection, and of streams
 cdef bytes PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
+cdef uint32_t _word_at(const uint8_t* p) noexcept:
+    """4 bytes as the wire has them, the highest first."""
+    return (<uint32_t>p[0] << 24) | (<uint32_t>p[1] << 16) | (<uint32_t>p[2] << 8) | p[3]
+
+
+cdef int _put_word(uint8_t* p, uint32_t word) noexcept:
+    p[0] = <uint8_t>(word >> 24)
+    p[1] = <uint8_t>(word >> 16)
+    p[2] = <uint8_t>(word >> 8)
+    p[3] = <uint8_t>word
+    return 0
+
+
 cdef class H2Wire(Stream):
     """The socket of one HTTP/2 connection.
 
@@ -111,6 +125,7 @@ cdef class H2Wire(Stream):
             turn_frames    control frames that are served before others have their turn
             credit, credit_per_s   budget of odd events, and how it grows with time
             settled_s      a tunnel that was open for so long may be reset for nothing though nobody used it
+            leave_s        what a client whose CLOSE was answered has to end its stream
     """
 
     def __init__(self, Hub hub not None, int fd, owner, *, int64_t stream_window, size_t frame_max, size_t block_max,
@@ -199,9 +214,7 @@ cdef class H2Wire(Stream):
                 leg.window += by
                 if leg.window > WINDOW_MAX:
                     raise OverflowError("a window of more than 2^31-1 bytes")
-                if leg.queue_bytes and leg.window > 0 and not leg.is_waiting:
-                    leg.is_waiting = True
-                    self.waiting.append(leg)
+                self.line_up(leg)
             self.pump()
 
     def finish(self):
@@ -414,8 +427,7 @@ cdef class H2Wire(Stream):
         cdef uint32_t n = (<uint32_t>self.head[0] << 16) | (<uint32_t>self.head[1] << 8) | self.head[2]
         self.type = self.head[3]
         self.flags = self.head[4]
-        self.stream_id = ((<uint32_t>self.head[5] << 24) | (<uint32_t>self.head[6] << 16)
-                          | (<uint32_t>self.head[7] << 8) | self.head[8]) & ID_MASK
+        self.stream_id = _word_at(self.head + STREAM_ID_AT) & ID_MASK
         self.left = n
         self.padding = 0
         self.is_padding_due = False
@@ -427,7 +439,7 @@ cdef class H2Wire(Stream):
         if self.block_id:
             self.way = WAY_CONTROL      # only CONTINUATION may come: h2 says so
         elif self.type == DATA:
-            return self.begin_data(n)
+            self.begin_data(n)
         elif self.type == WINDOW_UPDATE:
             self.way = WAY_SMALL
             if n != WINDOW_UPDATE_BYTES:
@@ -478,8 +490,6 @@ cdef class H2Wire(Stream):
             return self.charge(COST_LATE, "DATA of streams that are over")
         if leg is None or not leg.is_tunnel or leg.is_read_ended:
             self.way = WAY_CONTROL
-            del self.frame[:]
-            self.frame += (<const uint8_t[:FRAME_HEAD]>self.head)
             return 0
         self.way = WAY_TUNNEL
         self.leg = leg
@@ -577,7 +587,6 @@ cdef class H2Wire(Stream):
         return 0
 
     cdef int end_small(self) except -1:
-        cdef uint32_t word
         if self.type == PING:
             if self.flags & FLAG_ACK:
                 return self.charge(COST_FRAME, "answers to PING")
@@ -586,10 +595,10 @@ cdef class H2Wire(Stream):
                 return 0
             self.append_head(PING_BYTES, PING, FLAG_ACK, 0)
             return self.append(self.small, PING_BYTES)
-        word = ((<uint32_t>self.small[4] << 24) | (<uint32_t>self.small[5] << 16)
-                | (<uint32_t>self.small[6] << 8) | self.small[7]) & ID_MASK
         self.charge_idle("WINDOW_UPDATE")
-        return 0 if self.is_closing else self.window_update(word)
+        if self.is_closing:
+            return 0
+        return self.window_update(_word_at(self.small + SMALL_PAYLOAD - WINDOW_UPDATE_BYTES) & ID_MASK)
 
     cdef int window_update(self, uint32_t increment) except -1:
         cdef H2Leg leg
@@ -609,11 +618,8 @@ cdef class H2Wire(Stream):
         leg.window += increment
         if leg.window > WINDOW_MAX:
             return self.fault(FLOW_CONTROL_ERROR, "a window of more than 2^31-1 bytes")
-        if leg.queue_bytes and leg.window > 0 and not leg.is_waiting:
-            leg.is_waiting = True
-            self.waiting.append(leg)
-            return self.pump()
-        return 0
+        self.line_up(leg)
+        return self.pump()
 
     # --- the budget
 
@@ -696,37 +702,24 @@ cdef class H2Wire(Stream):
         head[2] = <uint8_t>n
         head[3] = type
         head[4] = flags
-        head[5] = <uint8_t>(stream_id >> 24)
-        head[6] = <uint8_t>(stream_id >> 16)
-        head[7] = <uint8_t>(stream_id >> 8)
-        head[8] = <uint8_t>stream_id
+        _put_word(head + STREAM_ID_AT, stream_id)
         return self.append(head, FRAME_HEAD)
 
     cdef int open_window(self, uint32_t stream_id, int64_t by) except -1:
         cdef uint8_t word[WINDOW_UPDATE_BYTES]
-        word[0] = <uint8_t>(by >> 24)
-        word[1] = <uint8_t>(by >> 16)
-        word[2] = <uint8_t>(by >> 8)
-        word[3] = <uint8_t>by
+        _put_word(word, <uint32_t>by)
         self.append_head(WINDOW_UPDATE_BYTES, WINDOW_UPDATE, 0, stream_id)
         return self.append(word, WINDOW_UPDATE_BYTES)
 
     cdef int uncork(self) except -1:
         """Send what was gathered."""
-        cdef int error = 0
-        cdef size_t n = self.out_bytes
         self.is_corked = False
-        if n and not self.is_lost:
-            self.out_bytes = 0
-            error = self.put(self.out, n)
+        if self.out_bytes:
+            self.spill()
         if self.out is not NULL:
             self.hub.give_spare(self.out, self.out_room)
         self.out = NULL
-        self.out_room = self.out_bytes = 0
-        if error:
-            return self.lose(OSError(error, os.strerror(error)))
-        if self.queue_bytes:
-            self.rearm()
+        self.out_room = 0
         return 0
 
     cdef size_t send_data(self, H2Leg leg, const uint8_t* p, size_t n) except? 0:  # hot
@@ -763,6 +756,13 @@ cdef class H2Wire(Stream):
             self.rearm()
         return 0
 
+    cdef int line_up(self, H2Leg leg) except -1:
+        """A stream that has something to send, and a window for it, waits for its turn."""
+        if leg.queue_bytes and leg.window > 0 and not leg.is_waiting:
+            leg.is_waiting = True
+            self.waiting.append(leg)
+        return 0
+
     cdef int pump(self) except -1:
         """Let streams that wait send in turn, a frame each, for as long as there is room."""
         cdef H2Leg leg
@@ -790,10 +790,9 @@ cdef class H2Leg(_ClientLeg):
     # --- for net/h2.py
 
     def write(self, bytes data not None):
-        """Send, or keep what the windows do not allow; how much waits."""
+        """Send, or keep what the windows do not allow."""
         if len(data):
             self.push(<const uint8_t*>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
-        return self.queue_bytes
 
     def end(self):
         """Say no more, behind what waits."""
@@ -875,9 +874,7 @@ cdef class H2Leg(_ClientLeg):
         self.queue_bytes -= sent
         if self.queue_bytes == 0:
             return self.emptied()
-        if self.window > 0:
-            self.is_waiting = True
-            wire.waiting.append(self)
+        wire.line_up(self)
         return self.give_up()
 
     cdef int give_up(self) except -1:
@@ -930,9 +927,7 @@ cdef class H2Leg(_ClientLeg):
         sent = wire.send_data(self, p, n)
         if sent < n and not self.is_write_dead:
             self.keep(p + sent, n - sent)
-            if self.window > 0 and not self.is_waiting:
-                self.is_waiting = True
-                wire.waiting.append(self)
+            wire.line_up(self)
             if self.relay is not None:
                 self.relay.queue_filled(self)
             self.give_up()
